@@ -1,0 +1,99 @@
+"""The composition root: settings in, an ASGI application out. The only place where the rooms are put together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.routing import Route as Path
+from starlette.routing import Router
+
+from proxy import __version__
+from proxy.access_log import AccessLog
+from proxy.dialects.table import DIALECTS
+from proxy.discovery import new_client
+from proxy.endpoints import RELAYED, LocalEndpoint, RelayEndpoint, unknown_url
+from proxy.forward import Forwarder
+from proxy.health import HealthLoop
+from proxy.local import LocalDiscovery
+from proxy.metrics import Metrics
+from proxy.middleware import Cors, Edge, Keys
+from proxy.registry import Registry
+from proxy.settings import Settings
+from proxy.status import Status
+from proxy.transport import Limits, Transport
+
+FIRST_ROUND: Final = 0.6  # seconds that the start waits for the first findings; later ones arrive while serving
+FAREWELL: Final = 2.0  # seconds for the last bytes of streams that a shutdown cut
+TICK: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The application, and what the command line shows of it."""
+
+    app: Edge
+    registry: Registry
+
+
+def create_app(
+    settings: Settings, *, own_port: int = 0, sink: Callable[[dict[str, Any]], None] | None = None
+) -> Gateway:
+    """Build a gateway; nothing runs before the server starts its lifespan. `own_port` is not looked at for engines.
+    `sink` takes access lines instead of standard output."""
+    registry = Registry(settings)
+    upstream = settings.upstream
+    transport = Transport(
+        Limits(upstream.connect_timeout, upstream.response_timeout, upstream.idle_timeout, upstream.idle_connection)
+    )
+    metrics = Metrics(version=__version__, started=time.time())
+    forwarder = Forwarder(registry, transport, DIALECTS, metrics, max_reply=upstream.max_reply)
+    status = Status(registry, metrics, transport, started=int(time.time()))
+    log = AccessLog()
+    local = settings.discovery.local if settings.discovery.local is not None else not settings.backends
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        async with new_client() as client:
+            health = HealthLoop(registry, client)
+            finder = LocalDiscovery(registry, health, client, own_port=own_port, demo=settings.demo) if local else None
+            health.start()
+            if finder is not None:
+                await finder.first_round()
+                finder.start()
+            await health.first_round(FIRST_ROUND)
+            try:
+                yield
+            finally:
+                await _farewell(registry)
+                if finder is not None:
+                    await finder.close()
+                await health.close()
+                transport.close()
+                log.close()
+
+    paths = [
+        Path(prefix + path, RelayEndpoint(endpoint, registry, forwarder, max_body=settings.server.max_body,
+                                          keep_alive=settings.server.keep_alive_interval))
+        for path, endpoint in RELAYED.items()
+        for prefix in ("/v1", "")
+    ]  # fmt: skip
+    paths += [Path(path, LocalEndpoint(answer)) for path, answer in status.table().items()]
+    router = Router(paths, redirect_slashes=False, default=unknown_url, lifespan=lifespan)
+    keys = (key.get_secret_value() for key in settings.server.api_keys)
+    access = None if not settings.server.access_log else sink or log.write
+    edge = Edge(router, cors=Cors(settings.server.cors_origins), keys=Keys(keys), metrics=metrics, sink=access)
+    return Gateway(edge, registry)
+
+
+async def _farewell(registry: Registry) -> None:
+    """Let the calls that the server has just cancelled say so to their clients."""
+    for _ in range(int(FAREWELL / TICK)):
+        if not any(backend.in_flight for backend in registry.backends.values()):
+            break
+        await asyncio.sleep(TICK)
+    await asyncio.sleep(TICK)  # the sockets' turn

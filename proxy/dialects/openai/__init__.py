@@ -1,0 +1,224 @@
+"""The dialect of vLLM, SGLang, llama.cpp, transformers serve, Infinity, TEI and every other OpenAI-compatible server.
+
+Requests pass as they came but for the model's name and the few members that an engine knows under another name or
+can't take; answers pass but for the model's name, errors and what OpenAI's schema forbids.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final
+
+from proxy.dialects.base import Encoded, Endpoint, EngineKind, Reply, Request, ResponseDecoder, Target
+from proxy.dialects.openai import content, tei, tgi
+from proxy.dialects.openai.errors import decode_error, decode_tgi_error, decode_tgi_event, is_missing_route
+from proxy.dialects.openai.gather import gather_chat, gather_completion
+from proxy.dialects.openai.paths import lacks, path_for
+from proxy.dialects.openai.reply import decode_json, usage_of
+from proxy.dialects.openai.stream import Fixer, PassThroughDecoder
+from proxy.errors import ApiError, error
+from proxy.framing import SseParser
+from proxy.wire import InvalidJson, JsonObject, Members, Raw, bad_json, dump, load, load_object
+
+_TEXT: Final = frozenset(("chat", "completions"))
+
+# Sampling members that an engine knows by another name than the field's usual one.
+SYNONYMS: Final[dict[EngineKind, dict[str, str]]] = {
+    "llamacpp": {"repetition_penalty": "repeat_penalty"},
+    "vllm": {"repeat_penalty": "repetition_penalty"},
+    "sglang": {"repeat_penalty": "repetition_penalty"},
+}
+# transformers serve refuses members that it doesn't know; these it takes inside `generation_config`.
+GENERATION_CONFIG: Final = ("top_k", "min_p", "typical_p", "repetition_penalty")
+# llama-server answers these differently, or not at all, in a stream: asked for plainly.
+UNGATHERED: Final = frozenset(("logprobs", "top_logprobs", "n_probs", "verbose"))
+TRUE: Final = Raw(b"true")
+INCLUDE_USAGE: Final = Raw(b'{"include_usage":true}')
+
+
+class OpenAI:
+    """A `Dialect`; stateless."""
+
+    def encode(self, request: Request, target: Target) -> tuple[Encoded, ResponseDecoder]:
+        path = path_for(request.endpoint, target)
+        if request.form is not None:
+            content_type, body = request.form.encode({"model": target.model, "framework": None})
+            return Encoded(path, body, content_type), Decoder(request, target)
+        if target.kind == "tgi":
+            return self._encode_tgi(request, target, path)
+        if target.kind == "tei" and request.endpoint == "rerank":
+            return self._encode_tei_rerank(request, target, path)
+        wanted = _members(request, target)
+        if wanted is request.members and not content.needs_look(request.body):
+            return Encoded(path, request.body), Decoder(request, target)
+        body = request.body if wanted is request.members else dump(wanted)
+        if content.needs_look(body):
+            parsed = load_object(body)
+            if content.fix_parts(parsed, target):
+                body = dump(parsed)
+        return Encoded(path, body), Decoder(request, target)
+
+    def _encode_tgi(self, request: Request, target: Target, path: str) -> tuple[Encoded, ResponseDecoder]:
+        asked = _load(request)
+        if request.endpoint not in _TEXT:
+            return Encoded(path, request.body), Decoder(request, target)
+        content.fix_parts(asked, target)
+        body, dropped = tgi.encode(request.endpoint, asked, target)
+        return Encoded(path, dump(body), dropped=dropped), TgiDecoder(request, target, asked)
+
+    def _encode_tei_rerank(self, request: Request, target: Target, path: str) -> tuple[Encoded, ResponseDecoder]:
+        asked = _load(request)
+        return Encoded(path, dump(tei.encode_rerank(asked, target))), TeiRerankDecoder(request, target, asked)
+
+
+class Decoder:
+    """A `ResponseDecoder` for an answer that passes as it is. A stream that comes although the client wants one
+    object is gathered into it."""
+
+    def __init__(self, request: Request, target: Target) -> None:
+        self._endpoint: Endpoint = request.endpoint
+        self._target = target
+        self._several = _several(request)
+
+    def reply(self, content_type: str, body: bytes) -> Reply:
+        if content_type.startswith("text/event-stream"):
+            return self._fold(body)
+        if "json" not in content_type:
+            return Reply(body, content_type or "application/octet-stream")
+        return decode_json(self._endpoint, self._target, body)
+
+    def failure(self, status: int, content_type: str, body: bytes, retry_after: str | None = None) -> ApiError:
+        target = self._target
+        if target.healthy and is_missing_route(status, body):
+            return error("unsupported_endpoint", lacks(self._endpoint, target), param="model")
+        return decode_error(status, content_type, body, self._endpoint, target.backend, retry_after=retry_after)
+
+    def stream(self) -> PassThroughDecoder:
+        return PassThroughDecoder(self._endpoint, self._target, several=self._several)
+
+    def _fold(self, body: bytes) -> Reply:
+        """A stream that the client shall get as one object."""
+        decoder = PassThroughDecoder(self._endpoint, self._target, several=self._several)
+        events = [e.data for e in SseParser().feed(decoder.feed(body) + decoder.flush()) if e.data is not None]
+        chunks = [load_object(data) for data in events if not data.startswith("[DONE]")]
+        whole = _last_response(chunks) if self._endpoint == "responses" else self._join(chunks)
+        whole["model"] = self._target.public
+        return Reply(dump(whole), usage=usage_of(whole))
+
+    def _join(self, chunks: list[JsonObject]) -> JsonObject:
+        return gather_chat(chunks) if self._endpoint == "chat" else gather_completion(chunks)
+
+
+class TgiDecoder(Decoder):
+    """TGI's own /v1: every chunk and object is fixed."""
+
+    def __init__(self, request: Request, target: Target, asked: JsonObject) -> None:
+        super().__init__(request, target)
+        self._asked = asked
+
+    def reply(self, content_type: str, body: bytes) -> Reply:
+        whole = self._fixer().whole(load_object(body))
+        return Reply(dump(whole), usage=usage_of(whole))
+
+    def failure(self, status: int, content_type: str, body: bytes, retry_after: str | None = None) -> ApiError:
+        return decode_tgi_error(status, content_type, body, self._endpoint, self._target.backend)
+
+    def stream(self) -> PassThroughDecoder:
+        fixer: Fixer = self._fixer()
+        return PassThroughDecoder(self._endpoint, self._target, fixer=fixer, failure=self._event_failure)
+
+    def _event_failure(self, event: JsonObject) -> ApiError:
+        return decode_tgi_event(event, self._endpoint, self._target.backend)
+
+    def _fixer(self) -> tgi.ReplyFixer:
+        return tgi.ReplyFixer(self._endpoint, self._asked, self._target, ids=_new_id)
+
+
+class TeiRerankDecoder(Decoder):
+    """TEI's own /rerank, in the shape that the other engines answer."""
+
+    def __init__(self, request: Request, target: Target, asked: JsonObject) -> None:
+        super().__init__(request, target)
+        self._asked = asked
+
+    def reply(self, content_type: str, body: bytes) -> Reply:
+        try:
+            return Reply(dump(tei.decode_rerank(load(body), self._asked, self._target)))
+        except InvalidJson:
+            raise error(
+                "upstream_invalid_response", f"Backend '{self._target.backend}' answered no JSON to a rerank request."
+            ) from None
+
+
+def _members(request: Request, target: Target) -> Members:
+    """What is sent instead of the request's members; the same object where nothing changes."""
+    members = request.members
+    assert members is not None
+    changes: dict[str, Raw | None] = {}
+    if "model" not in members or load(members["model"]) != target.model:
+        changes["model"] = Raw(dump(target.model))
+    for member in ("framework", "embedding_model"):
+        if member in members:
+            changes[member] = None
+    for name, value in target.options.items():
+        if name not in members:
+            changes[name] = Raw(dump(value))
+    for usual, own in SYNONYMS.get(target.kind, {}).items():
+        if usual in members and own not in members:
+            changes |= {usual: None, own: members[usual]}
+    if "stream_options" in members and not request.stream:
+        changes["stream_options"] = None  # vLLM: 400
+    if target.kind == "transformers" and request.endpoint in _TEXT:
+        changes |= _generation_config(members)
+    gather = target.kind == "llamacpp" and request.endpoint in _TEXT and not request.stream
+    if (
+        gather and not UNGATHERED & members.keys()
+    ):  # it goes on generating for a plain request whose client left; a closed stream it notices at once
+        changes |= {"stream": TRUE, "stream_options": INCLUDE_USAGE}
+    if not changes:
+        return members
+    merged: dict[str, Any] = members | changes
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def _generation_config(members: Members) -> dict[str, Raw | None]:
+    given = {name: load(members[name]) for name in GENERATION_CONFIG if name in members}
+    if not given:
+        return {}
+    own = load(members["generation_config"]) if "generation_config" in members else "{}"
+    try:
+        merged = given | (load_object(own) if isinstance(own, str) else own or {})
+    except InvalidJson:
+        raise error("invalid_value", "`generation_config` is not a JSON object.", param="generation_config") from None
+    return dict.fromkeys(given) | {"generation_config": Raw(dump(dump(merged).decode()))}
+
+
+def _several(request: Request) -> bool:
+    """May more than one choice come?"""
+    members = request.members or {}
+    if request.endpoint not in _TEXT:
+        return False
+    return bytes(members.get("n", b"1")) not in (b"1", b"null") or bytes(members.get("prompt", b"")).startswith(b"[")
+
+
+def _last_response(events: list[JsonObject]) -> JsonObject:
+    """The Responses API's object, from the stream that ends with it."""
+    for event in reversed(events):
+        if isinstance(event.get("response"), dict):
+            response: JsonObject = event["response"]
+            return response
+    raise error("upstream_incomplete", "The engine ended the answer before it was complete. Try again.")
+
+
+def _load(request: Request) -> JsonObject:
+    try:
+        return load_object(request.body)
+    except InvalidJson as exc:
+        raise bad_json(exc) from None
+
+
+def _new_id(prefix: str) -> str:
+    return prefix + secrets.token_hex(16)
+
+
+DIALECT: Final = OpenAI()

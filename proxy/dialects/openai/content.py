@@ -1,0 +1,214 @@
+"""Media in request bodies that are passed on: which URLs an engine may see, and the forms that every engine knows.
+
+Engines open what they are given, some of them `file:` URLs and bare paths too; so only `data:` and http(s) URLs get
+through (contract 0.9). With `image_urls: passthrough` the engine itself fetches http(s) URLs by its own rules:
+whether an address is public is not looked at here, as nothing is resolved here. Fetching by the proxy (`fetch`) is
+not available on this path.
+
+Pure: bodies in, bodies out. Not here: fetching, and the native dialects' own image forms.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from proxy.dialects.base import Target
+from proxy.errors import ApiError, error
+from proxy.wire import JsonObject
+
+# What a body must spell to hold media at all. Whoever adds a member below adds its mark here.
+_MARKS: Final = (b'_url"', b"image_base64", b'"source"', b'"image"', b'"video"', b'"audio"')
+# JSON escapes of the characters that marks are made of: they could hide one.
+_ESCAPES: Final = re.compile(rb"\\u00(?:22|3[46]|5[fF]|[67][0-9a-fA-F])")
+
+# member -> must its `data:` URL be an image?
+_MEDIA: Final[dict[str, bool]] = {
+    "image_url": True,
+    "image": True,
+    "video_url": False,
+    "video": False,
+    "audio_url": False,
+    "audio": False,
+    "file_url": False,
+}
+# Where a body holds parts: OpenAI's and Anthropic's messages, Responses and embeddings input, and what vLLM's
+# score, rerank and pooling take. Members of parts that hold further parts follow.
+_ROOTS: Final = ("messages", "input", "documents", "query", "queries", "data_1", "data_2", "text_1", "text_2")
+_NESTED: Final = ("content", "output")
+
+_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+)
+_HTTP: Final = re.compile(r"(https?)://[^/\s\\]", re.IGNORECASE)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_SPACE: Final = b" \t\r\n\f\v"
+
+
+def needs_look(body: bytes) -> bool:
+    """False only if `fix_parts` would neither change nor refuse this body; cheap, for bodies not yet parsed."""
+    if any(mark in body for mark in _MARKS):
+        return True
+    return b"\\u00" in body and _ESCAPES.search(body) is not None
+
+
+def fix_parts(body: JsonObject, target: Target) -> bool:
+    """Checks every media URL in the body and puts media into the usual form, in place; True if something changed.
+
+    `image_base64` parts become image URLs; bare strings become `{"url": …}`; images in `data:` URLs get standard
+    base64 and, where none is given, the media type that their bytes show. Raises `ApiError` for what may not pass.
+    """
+    changed = False
+    for root in _ROOTS:
+        value = body.get(root)
+        if isinstance(value, (list, dict)):
+            changed = _Walk(target, root).over(value) or changed
+    return changed
+
+
+class _Walk:
+    """Over the parts under one member of the body, `param` in errors. With a stack of its own: bodies nest as
+    deep as the client likes."""
+
+    def __init__(self, target: Target, param: str) -> None:
+        self._target = target
+        self._param = param
+        self._changed = False
+
+    def over(self, root: object) -> bool:
+        stack = [root]
+        while stack:
+            value = stack.pop()
+            if isinstance(value, list):
+                stack.extend(value)
+            elif isinstance(value, dict):
+                self._part(value)
+                stack.extend(value[name] for name in _NESTED if name in value)
+        return self._changed
+
+    def _part(self, part: JsonObject) -> None:
+        if part.get("type") == "image_base64" or "image_base64" in part:
+            self._inline(part)
+        for member, image in _MEDIA.items():
+            given = part.get(member)
+            if given is None:
+                continue
+            if isinstance(given, dict):
+                self._replace(given, "url", image)
+            elif part.get("type") == member and self._param == "messages":
+                part[member] = {"url": self._url(given, image)}
+                self._changed = True
+            else:
+                self._replace(part, member, image)
+        source = part.get("source")
+        if isinstance(source, dict):
+            self._source(part, source)
+        elif part.get("type") == "image":  # elsewhere it is a name, as in Anthropic's search results
+            self._replace(part, "source", image=True)
+
+    def _replace(self, holder: JsonObject, member: str, image: bool) -> None:
+        given = holder.get(member)
+        if given is not None:
+            url = self._url(given, image)
+            if url != given:
+                holder[member] = url
+                self._changed = True
+
+    def _inline(self, part: JsonObject) -> None:
+        given = part.pop("image_base64", None)
+        if not isinstance(given, str):
+            raise self._bad_image("`image_base64` must be a string of base64.")
+        if given[:5].lower() != "data:":
+            given = "data:;base64," + given
+        url = self._data_url(given)
+        responses = self._param == "input"
+        part["type"] = "input_image" if responses else "image_url"
+        part["image_url"] = url if responses else {"url": url}
+        if not responses and "detail" in part:
+            part["image_url"]["detail"] = part.pop("detail")
+        self._changed = True
+
+    def _source(self, part: JsonObject, source: JsonObject) -> None:
+        """Anthropic's form, for images and documents."""
+        image = part.get("type") == "image"
+        self._replace(source, "url", image)
+        data = source.get("data")
+        if image and data is not None:
+            if not isinstance(data, str):
+                raise self._bad_image("An image source's `data` must be a string of base64.")
+            url = self._data_url(f"data:{source.get('media_type') or ''};base64,{data}")
+            media_type, _, data = url.removeprefix("data:").partition(";base64,")
+            if (media_type, data) != (source.get("media_type"), source["data"]):
+                source["media_type"], source["data"] = media_type, data
+                self._changed = True
+
+    def _url(self, url: object, image: bool) -> str:
+        """The URL as an engine may see it."""
+        if not isinstance(url, str):
+            raise self._unsupported("A media URL must be a string.")
+        if url[:5].lower() == "data:":
+            return self._data_url(url) if image else "data:" + url[5:]
+        http = _HTTP.match(url)
+        if http is None or _CONTROL.search(url):
+            raise self._unsupported(
+                f"Media must be given as http(s) or data: URLs, not {url[:40]!r}. Send a local file's bytes as "
+                "`data:<media type>;base64,…`."
+            )
+        if self._target.image_urls != "passthrough":
+            raise self._unsupported(
+                f"Backend '{self._target.backend}' takes no http(s) URLs for media (`image_urls: "
+                f"{self._target.image_urls}`). Send the bytes as `data:<media type>;base64,…`."
+            )
+        return http[1].lower() + url[len(http[1]) :]  # some engines know schemes in lower case only
+
+    def _data_url(self, url: str) -> str:
+        """An image's `data:` URL with a media type and standard base64; the same text where it has both."""
+        head, comma, payload = url[5:].partition(",")
+        media_type, *parameters = (word.strip() for word in head.lower().split(";"))
+        if not comma or "base64" not in parameters:
+            raise self._bad_image("An image's data: URL must be base64: `data:image/png;base64,…`.")
+        if media_type and not media_type.startswith("image/"):
+            raise self._bad_image(f"{media_type[:40]!r} is not an image type.")
+        if media_type and url.startswith(f"data:{media_type};base64,") and _is_standard(payload):
+            return url  # the usual case, without a copy of the picture
+        data = _decode(payload)
+        if not data:
+            raise self._bad_image("The image's base64 can't be decoded.")
+        media_type = media_type or _sniff(data)
+        if not media_type:
+            raise self._bad_image("The image is no PNG, JPEG, GIF or WebP; name its type in a data: URL.")
+        return f"data:{media_type};base64,{binascii.b2a_base64(data, newline=False).decode()}"
+
+    def _unsupported(self, message: str) -> ApiError:
+        return error("unsupported_value", message, param=self._param)
+
+    def _bad_image(self, message: str) -> ApiError:
+        return error("invalid_image_url", message, param=self._param)
+
+
+def _is_standard(payload: str) -> bool:
+    try:
+        return bool(binascii.a2b_base64(payload, strict_mode=True))
+    except ValueError:  # binascii.Error, or not ASCII
+        return False
+
+
+def _decode(payload: str) -> bytes | None:
+    """Standard or URL-safe base64, with or without padding, percent escapes or line breaks; None if it is neither."""
+    try:
+        raw = unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii")
+        raw = raw.translate(None, _SPACE).rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
+        return binascii.a2b_base64(raw + b"=" * (-len(raw) % 4), strict_mode=True)
+    except ValueError:
+        return None
+
+
+def _sniff(data: bytes) -> str:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    return next((media_type for magic, media_type in _MAGIC if data.startswith(magic)), "")

@@ -1,0 +1,12 @@
+"""TGI's own /v1 (`chat_mode: openai`), the two halves under one name.
+
+Requests are in `tgi_request` (messages in `tgi_messages`), answers in `tgi_reply`, error kinds in `errors`. All of it
+works on parsed JSON; framing and bytes are the caller's.
+"""
+
+from __future__ import annotations
+
+from proxy.dialects.openai.tgi_reply import ReplyFixer
+from proxy.dialects.openai.tgi_request import encode, has_tools_only
+
+__all__ = ["ReplyFixer", "encode", "has_tools_only"]

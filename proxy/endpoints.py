@@ -1,0 +1,249 @@
+"""The HTTP surface: which paths there are, what a request must hold, and the answers that the gateway gives itself.
+
+Raw ASGI: an endpoint is called with `scope`, `receive` and `send`. Errors are raised as `ApiError` and put on the
+wire by `middleware`; a `Call` in the scope carries the request's record. Not here: how an answer is got (`forward`)
+or written (`relay`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any, Final, get_args
+from urllib.parse import parse_qsl, unquote
+
+from proxy.call import Call
+from proxy.dialects.base import Endpoint, EngineKind, Request
+from proxy.errors import ApiError, error
+from proxy.forms import audio_form, parse_form
+from proxy.forward import GENERATIONS, Forwarder
+from proxy.headers import find, for_upstream
+from proxy.registry import Registry
+from proxy.relay import Client, Receive, Send, relay
+from proxy.settings import Defaults
+from proxy.settings_types import KIND_SYNONYMS
+from proxy.wire import InvalidJson, Members, Raw, bad_json, dump, load, load_object, members
+
+Scope = Mapping[str, Any]
+Answer = Callable[[Scope], tuple[int, str, bytes]]
+
+# Path (behind an optional /v1) -> what is asked for.
+RELAYED: Final[dict[str, Endpoint]] = {
+    "/chat/completions": "chat",
+    "/completions": "completions",
+    "/embeddings": "embeddings",
+    "/responses": "responses",
+    "/messages": "messages",
+    "/messages/count_tokens": "count_tokens",
+    "/rerank": "rerank",
+    "/reranking": "rerank",
+    "/score": "score",
+    "/audio/transcriptions": "transcriptions",
+    "/audio/translations": "translations",
+    "/audio/speech": "speech",
+    "/images/generations": "images",
+    "/images/edits": "image_edits",
+    "/tokenize": "tokenize",
+    "/detokenize": "detokenize",
+    "/infill": "infill",
+    "/classify": "classify",
+    "/pooling": "pooling",
+}
+# What must be there, besides the model; the engine checks the rest.
+REQUIRED: Final[dict[Endpoint, str]] = {"chat": "messages", "completions": "prompt", "embeddings": "input"}
+_AUDIO_IN: Final = frozenset(("transcriptions", "translations"))
+_KINDS: Final[tuple[str, ...]] = get_args(EngineKind)
+
+# Settings' defaults for members that a request leaves out, by endpoint: our name -> the endpoint's.
+_SAMPLING: Final = {n: n for n in ("temperature", "top_p", "top_k", "repetition_penalty")}
+DEFAULTS: Final[dict[Endpoint, dict[str, str]]] = {
+    "chat": _SAMPLING | {"max_tokens": "max_tokens"},
+    "completions": _SAMPLING | {"max_tokens": "max_tokens"},
+    "responses": {"temperature": "temperature", "top_p": "top_p", "max_tokens": "max_output_tokens"},
+    "messages": {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k"},
+}
+
+
+class RelayEndpoint:
+    """One relayed path."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        registry: Registry,
+        forwarder: Forwarder,
+        *,
+        max_body: int,
+        keep_alive: float,
+    ) -> None:
+        self._endpoint = endpoint
+        self._registry = registry
+        self._forwarder = forwarder
+        self._max_body = max_body
+        self._keep_alive = keep_alive if endpoint in GENERATIONS else None
+        self._defaults = _defaults(endpoint, registry.settings.defaults)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        only(scope, "POST")
+        call: Call = scope["illm.call"]
+        call.endpoint = self._endpoint
+        headers = scope["headers"]
+        body = await read_body(receive, headers, self._max_body)
+        if body is None:
+            raise ClientLeft
+        request, model, framework = self._read(headers, body)
+        route = self._registry.resolve(model, framework, self._endpoint)
+        call.model = route.name
+        call.stream = request.stream
+        await relay(
+            Client(call, send),
+            receive,
+            self._forwarder.open(request, route, for_upstream(headers), call),
+            endpoint=self._endpoint,
+            keep_alive=self._keep_alive if request.stream else None,
+        )
+
+    def _read(self, headers: list[tuple[bytes, bytes]], body: bytes) -> tuple[Request, str | None, EngineKind | None]:
+        content_type = (find(headers, b"content-type") or b"").decode("latin-1")
+        if content_type.lower().startswith("multipart/form-data"):
+            form = parse_form(content_type, body)
+            stream = (form.text("stream") or "").lower() in ("true", "1")
+            request = Request(self._endpoint, b"", None, form, stream)
+            return request, form.text("model"), parse_kind(form.text("framework"))
+        try:
+            parts = members(body)
+        except InvalidJson as exc:
+            raise bad_json(exc) from None
+        model = _text(parts, "model")
+        if self._endpoint == "embeddings":
+            model = _text(parts, "embedding_model") or model
+        framework = parse_kind(_text(parts, "framework"))
+        if self._endpoint in _AUDIO_IN:
+            return Request(self._endpoint, b"", None, audio_form(load_object(body))), model, framework
+        needed = REQUIRED.get(self._endpoint)
+        if needed is not None and needed not in parts:
+            raise error("missing_required_parameter", f"`{needed}` is missing.", param=needed)
+        added = {name: value for name, value in self._defaults.items() if _absent(parts, name)}
+        if added:
+            parts |= added
+            body = dump(parts)
+        return Request(self._endpoint, body, parts, None, _flag(parts, "stream")), model, framework
+
+
+class ClientLeft(Exception):
+    """Before its request was read."""
+
+
+class LocalEndpoint:
+    """An answer that the gateway gives itself, at once."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        only(scope, "GET", "HEAD")
+        status, content_type, body = self._answer(scope)
+        call: Call = scope["illm.call"]
+        await Client(call, send).respond(status, content_type, b"" if scope["method"] == "HEAD" else body, [])
+
+
+async def read_body(receive: Receive, headers: list[tuple[bytes, bytes]], limit: int) -> bytes | None:
+    """The whole body, None if the client left. Raises 413 above `limit` bytes, before reading them where the client
+    says so beforehand."""
+    told = find(headers, b"content-length")
+    if told is not None and int(told) > limit:
+        raise _too_large(limit)
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        piece = message.get("body", b"")
+        if not pieces and not message.get("more_body"):
+            if len(piece) > limit:
+                raise _too_large(limit)
+            return bytes(piece)
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            return b"".join(pieces)
+
+
+def only(scope: Scope, *methods: str) -> None:
+    """Raises 405 for any other method."""
+    if scope["method"] not in methods:
+        raise error(
+            "method_not_allowed",
+            f"{scope['path']} takes {methods[0]}, not {scope['method']}.",
+            headers=(("allow", ", ".join(methods)),),
+        )
+
+
+def parse_kind(given: str | None) -> EngineKind | None:
+    if not given:
+        return None
+    kind = KIND_SYNONYMS.get(given, given)
+    if kind not in _KINDS:
+        raise error("invalid_value", f"`framework` is '{given}'; it can be {', '.join(_KINDS)}.", param="framework")
+    return kind  # type: ignore[return-value]  # checked against the literal's own values
+
+
+def _defaults(endpoint: Endpoint, settings: Defaults) -> Members:
+    values = settings.model_dump(exclude_none=True)
+    names = DEFAULTS.get(endpoint, {})
+    return {theirs: Raw(dump(values[ours])) for ours, theirs in names.items() if ours in values}
+
+
+def _absent(parts: Members, name: str) -> bool:
+    if name == "max_tokens" and not _null(parts, "max_completion_tokens"):
+        return False
+    return _null(parts, name)
+
+
+def _null(parts: Members, name: str) -> bool:
+    return name not in parts or bytes(parts[name]) == b"null"
+
+
+def _flag(parts: Members, name: str) -> bool:
+    value = parts.get(name)
+    return value is not None and bytes(value) == b"true"
+
+
+def _text(parts: Members, name: str) -> str | None:
+    """A string member, None where it is absent, null or empty. Raises for any other type."""
+    raw = parts.get(name)
+    if raw is None:
+        return None
+    value = load(raw)
+    if value is not None and not isinstance(value, str):
+        raise error("invalid_value", f"`{name}` must be a string.", param=name)
+    return value or None
+
+
+def _too_large(limit: int) -> ApiError:
+    return error(
+        "request_too_large",
+        f"The request body is larger than {limit} bytes. Send less, or raise server.max_body.",
+    )
+
+
+def query(scope: Scope) -> dict[str, str]:
+    return dict(parse_qsl(scope["query_string"].decode("latin-1")))
+
+
+def path_tail(scope: Scope, marker: str) -> str:
+    """What follows `marker` in the path; a model's name may hold slashes, encoded or not."""
+    raw = scope.get("raw_path") or scope["path"].encode()
+    return unquote(raw.decode("latin-1").partition(marker)[2])
+
+
+async def unknown_url(scope: Scope, receive: Receive, send: Send) -> None:
+    """For every path that isn't there; a `Router`'s default."""
+    path = scope["path"]
+    known = [prefix + relayed for relayed in RELAYED for prefix in ("/v1", "")] + ["/v1/models", "/healthz", "/metrics"]
+    near = get_close_matches(path, known, n=1, cutoff=0.6)
+    hint = f" Did you mean {near[0]}?" if near else " GET / lists what there is."
+    raise error("unknown_url", f"There is no {path} here.{hint}")

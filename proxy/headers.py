@@ -1,0 +1,73 @@
+"""Which headers pass, in which direction. A leaf of tables and pure functions.
+
+Hop-by-hop headers end here (RFC 9110 §7.6.1), a client's credentials never reach an engine, and an engine's cookies
+never reach a client. Names are lower-case bytes, as ASGI and the HTTP parser give them.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable
+from typing import Final
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+HOP_BY_HOP: Final = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+# Ours to set: the body may have another length or encoding by then, and the rest would speak for the engine's server.
+REPLY_OWN: Final = HOP_BY_HOP | {
+    b"content-length",
+    b"content-encoding",
+    b"content-type",
+    b"date",
+    b"server",
+    b"set-cookie",
+    b"x-request-id",
+    b"vary",
+    b"location",  # an engine's own address (vLLM answers a trailing slash with one) is nothing a client can use
+    b"alt-svc",
+    b"strict-transport-security",
+}
+# What a request keeps on its way to an engine. A list of what passes can't leak what it doesn't name.
+REQUEST_PASSES: Final = frozenset(
+    (b"accept", b"accept-language", b"user-agent", b"traceparent", b"tracestate", b"baggage", b"x-session-id")
+)
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+def request_id(offered: bytes | None) -> bytes:
+    """The client's own id where it is harmless in a log and a header, else a new one."""
+    if offered is not None and _REQUEST_ID.fullmatch(offered):
+        return offered
+    return uuid.uuid4().hex.encode()
+
+
+def for_upstream(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The client's headers that an engine may see, as header lines."""
+    return b"".join(b"%b: %b\r\n" % pair for pair in headers if pair[0] in REQUEST_PASSES)
+
+
+def for_client(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
+    """An engine's headers that a client may see; CORS is the gateway's own business."""
+    return [pair for pair in headers if pair[0] not in REPLY_OWN and not pair[0].startswith(b"access-control-")]
+
+
+def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The first header of that (lower-case) name."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None

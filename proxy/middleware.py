@@ -1,0 +1,176 @@
+"""What surrounds every request, in one pure-ASGI layer: its id, CORS, keys, errors as OpenAI's envelope, one access
+line and the metrics at the end.
+
+One layer rather than five, and none of them wraps `send`: a streamed piece goes from the relay straight to the server.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from proxy.call import CLIENT_LEFT, Call, clock
+from proxy.endpoints import ClientLeft
+from proxy.errors import ApiError, error
+from proxy.headers import RawHeaders, find, request_id
+from proxy.metrics import Metrics
+from proxy.relay import Client, Message, Receive, Send
+
+log = logging.getLogger("illm")
+
+Scope = dict[str, Any]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS: Final = frozenset(("/healthz", "/health", "/livez", "/readyz"))  # for probes that hold no key
+
+
+class Cors:
+    """Which web pages may read answers. An origin without a port stands for every port of that host."""
+
+    def __init__(self, origins: Iterable[str]) -> None:
+        self._origins = frozenset(origin.rstrip("/") for origin in origins)
+        self._any = "*" in self._origins
+
+    def allows(self, origin: str) -> bool:
+        if self._any or origin in self._origins:
+            return True
+        url = urlsplit(origin)
+        host = f"[{url.hostname}]" if url.hostname and ":" in url.hostname else url.hostname
+        return f"{url.scheme}://{host}" in self._origins
+
+    def headers(self, origin: bytes | None) -> RawHeaders:
+        """For any answer to that origin."""
+        if origin is None or not self.allows(origin.decode("latin-1")):
+            return []
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", b"x-request-id, x-illm-dropped-params, retry-after"),
+            (b"vary", b"origin"),
+        ]
+
+    def preflight(self, asked: list[tuple[bytes, bytes]]) -> RawHeaders:
+        """For an OPTIONS request that asks before the real one."""
+        allowed = self.headers(find(asked, b"origin"))
+        if not allowed:
+            return []
+        wanted = find(asked, b"access-control-request-headers") or b"authorization, content-type"
+        more: RawHeaders = [
+            (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+            (b"access-control-allow-headers", wanted),
+            (b"access-control-max-age", b"600"),
+        ]
+        if find(asked, b"access-control-request-private-network") == b"true":  # a public page, a gateway at home
+            more.append((b"access-control-allow-private-network", b"true"))
+        return allowed + more
+
+
+class Keys:
+    """Bearer keys, compared in constant time: each with each, whatever matched before."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._keys = tuple(key.encode() for key in keys)
+
+    def check(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Raises 401 where a key is needed and none of ours was sent."""
+        if not self._keys:
+            return
+        scheme, _, offered = (find(headers, b"authorization") or b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            offered = find(headers, b"x-api-key") or b""  # how Anthropic's clients send it
+        offered = offered.strip()
+        matches = [hmac.compare_digest(offered, key) for key in self._keys]  # all of them, whatever matched before
+        if not any(matches):
+            said = "Wrong API key." if offered else "No API key was sent."
+            raise error("invalid_api_key", f"{said} Send one of the gateway's keys as 'Authorization: Bearer KEY'.")
+
+
+class Edge:
+    """The outermost application. `sink` takes an access line's members; None: no access log."""
+
+    def __init__(
+        self, app: App, *, cors: Cors, keys: Keys, metrics: Metrics, sink: Callable[[dict[str, Any]], None] | None
+    ) -> None:
+        self._app = app
+        self._cors = cors
+        self._keys = keys
+        self._metrics = metrics
+        self._sink = sink
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        call = self._call(scope, clock())
+        scope["illm.call"] = call
+        try:
+            await self._handle(scope, receive, send, call)
+        finally:
+            self._record(call, clock())
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, call: Call) -> None:
+        headers = scope["headers"]
+        try:
+            if scope["method"] == "OPTIONS":
+                await _no_content(send, call, self._cors.preflight(headers))
+                return
+            if call.path not in OPEN_PATHS:
+                self._keys.check(headers)
+            await self._app(scope, receive, send)
+        except ApiError as exc:
+            await Client(call, send).fail(exc)
+        except ClientLeft:
+            call.status = CLIENT_LEFT
+        except Exception as exc:
+            log.exception("request %s: a bug in the gateway", call.id.decode())
+            if call.started:
+                raise
+            await Client(call, send).fail(_bug(exc, call))
+
+    def _call(self, scope: Scope, now: float) -> Call:
+        headers = scope["headers"]
+        if len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope["path"] = scope["path"].rstrip("/")
+        peer = scope.get("client")
+        call = Call(
+            id=request_id(find(headers, b"x-request-id")),
+            method=scope["method"],
+            path=scope["path"],
+            client=peer[0] if peer else "",
+            begun=now,
+        )
+        call.headers = [(b"x-request-id", call.id), *self._cors.headers(find(headers, b"origin"))]
+        return call
+
+    def _record(self, call: Call, now: float) -> None:
+        if call.endpoint:
+            self._count(call, now)
+        if call.code is not None:
+            self._metrics.error(call.code)
+        if self._sink is not None:
+            self._sink(call.line(now))
+
+    def _count(self, call: Call, now: float) -> None:
+        series = self._metrics.series(call.endpoint, call.model, call.backend)
+        series.finished(call.status, now - call.begun)
+        if call.first_byte is not None:
+            series.first_byte(call.first_byte - call.begun)
+        if call.usage is not None:
+            series.tokens(call.usage.prompt, call.usage.completion)
+
+
+async def _no_content(send: Send, call: Call, headers: RawHeaders) -> None:
+    call.status = 204
+    start: Message = {"type": "http.response.start", "status": 204, "headers": [(b"x-request-id", call.id), *headers]}
+    await send(start)
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _bug(exc: Exception, call: Call) -> ApiError:
+    return error(
+        "internal_error",
+        f"The gateway failed on this request ({type(exc).__name__}). Its log has the details under the request's id "
+        f"{call.id.decode()}; please report it.",
+    )

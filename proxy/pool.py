@@ -1,0 +1,174 @@
+"""Backends, the replicas that serve a model, and which of them a request goes to.
+
+A `Backend` is the one object here that changes: what is known of a base URL (by probes) and how busy it is (by
+requests). It outlives reloads. Everything above it is frozen and made anew. No I/O; `select` decides and does nothing
+else, it must not even log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from proxy.breaker import Breaker
+from proxy.dialects.base import EngineKind, Target
+from proxy.engine_answers import ModelInfo, Probe
+from proxy.errors import error
+from proxy.settings import BackendSettings
+from proxy.transport import Origin
+
+State = Literal["unknown", "ready", "loading", "down"]
+
+# The lower the better: an unprobed backend is worth a try, a loading one will answer that it is loading.
+_RANK: Final[dict[State, int]] = {"ready": 0, "unknown": 1, "loading": 2, "down": 3}
+
+
+class Backend:
+    """One base URL: its settings, what the last probe found, and what is under way there."""
+
+    def __init__(self, name: str, settings: BackendSettings, *, local: bool = False) -> None:
+        self.name = name
+        self.settings = settings
+        self.local = local  # found on this machine rather than configured
+        self.origin = Origin.parse(settings.root)
+        self.kind: EngineKind | None = settings.kind
+        self.prefix = "/v1"
+        self.version: str | None = None
+        self.state: State = "unknown"
+        self.detail = "not asked yet"
+        self.models: tuple[ModelInfo, ...] = ()
+        self.breaker = Breaker()
+        self.in_flight = 0
+        self.failures = 0  # probes in a row
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._heads: dict[str, bytes] = {}
+
+    def learn(self, probe: Probe, *, down_after: int) -> bool:
+        """Take a probe's findings over; True if anything that routing depends on changed.
+
+        Hysteresis: one that answered before stays as it is until `down_after` probes in a row failed, and a request
+        answered meanwhile starts the count again. Busy is not dead.
+        """
+        before = (self.state, self.kind, self.prefix, self.models)
+        if probe.state == "down":
+            self.failures += 1
+            self.detail = probe.detail
+            if self.state in ("unknown", "loading") or self.failures >= down_after:
+                self.state = "down"
+            return before[0] != self.state
+        self.failures = 0
+        self.state = probe.state
+        self.detail = probe.detail
+        self.kind = self.settings.kind or probe.kind or self.kind
+        self.version = probe.version or self.version
+        if probe.state == "ready":
+            self.prefix = probe.prefix
+            self.models = probe.models
+            self.breaker.clear()
+        return before != (self.state, self.kind, self.prefix, self.models)
+
+    def answered(self) -> None:
+        """A request got an answer: whatever probes say, it is alive."""
+        self.failures = 0
+        self.breaker.clear()
+
+    def target(self, model: str, public: str) -> Target:
+        """What a dialect may know of a replica here."""
+        settings = self.settings
+        return Target(
+            kind=self.kind or "openai",
+            backend=self.name,
+            model=model,
+            public=public,
+            version=self.version,
+            prefix=self.prefix,
+            reasoning_field=settings.reasoning_field,
+            image_urls=settings.image_urls,
+            strict_params=settings.strict_params,
+            options=settings.options,
+            healthy=self.state == "ready",
+        )
+
+    def request_head(self, path: str) -> bytes:
+        """The lines that every request to that path begins with, the backend's own key among them."""
+        head = self._heads.get(path)
+        if head is None:
+            key = self.settings.api_key
+            authorization = f"authorization: Bearer {key.get_secret_value()}\r\n" if key is not None else ""
+            head = self._heads[path] = (
+                f"POST {self.origin.path}{path} HTTP/1.1\r\nhost: {self.origin.authority.decode()}\r\n"
+                f"accept-encoding: identity\r\n{authorization}"
+            ).encode()
+        return head
+
+    async def enter(self) -> None:
+        """Take a place among its requests; waits in line where `max_in_flight` is reached. Raises
+        `rate_limit_exceeded` when the line is full. Whoever enters must `leave`."""
+        limit = self.settings.max_in_flight
+        if limit is not None and (self.in_flight >= limit or self._queue):
+            if len(self._queue) >= self.settings.max_queue:
+                raise error(
+                    "rate_limit_exceeded",
+                    f"Backend '{self.name}' is full: {limit} requests under way and {len(self._queue)} waiting. "
+                    "Try again shortly.",
+                )
+            place = asyncio.get_running_loop().create_future()
+            self._queue.append(place)
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place.done() and not place.cancelled():  # the place was given in the same turn: pass it on
+                    self.leave()
+                else:
+                    self._queue.remove(place)
+                raise
+            return  # `leave` has counted us already
+        self.in_flight += 1
+
+    def leave(self) -> None:
+        """Give the place back; the next in line gets it."""
+        self.in_flight -= 1
+        while self._queue:
+            place = self._queue.popleft()
+            if not place.done():
+                self.in_flight += 1
+                place.set_result(None)
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One (backend, model) that serves a route; `model` is the name that backend knows."""
+
+    backend: Backend
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a public model name resolves to."""
+
+    name: str
+    replicas: tuple[Replica, ...]
+    info: ModelInfo | None = None  # of the first replica that tells
+
+
+def select(replicas: Sequence[Replica], tried: Collection[Replica], now: float, turn: int) -> Replica | None:
+    """The replica for the next attempt, None when all were tried: the healthiest, then the least busy; equals take
+    turns. A backend that seems down is still tried when nothing better is left, since the last probe may be old.
+
+    Pure decision; must not log."""
+    left = [replica for replica in replicas if replica not in tried]
+    if not left:
+        return None
+    if len(left) == 1:
+        return left[0]
+    start = turn % len(left)
+    return min(left[start:] + left[:start], key=lambda replica: _burden(replica.backend, now))
+
+
+def _burden(backend: Backend, now: float) -> tuple[bool, int, int]:
+    return backend.breaker.open(now), _RANK[backend.state], backend.in_flight

@@ -1,0 +1,194 @@
+"""Which model names there are and what each resolves to.
+
+Built from the settings and from what probes found, as a frozen snapshot that is replaced whole; a request reads one
+snapshot and never waits. The backends' own state is kept by URL, so a reload forgets nothing that is still true.
+No I/O.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from proxy.dialects.base import Endpoint, EngineKind
+from proxy.engine_answers import ModelInfo
+from proxy.errors import ApiError, error
+from proxy.pool import Backend, Replica, Route
+from proxy.settings import Settings
+
+_EMBEDDERS: Final[frozenset[Endpoint]] = frozenset(("embeddings", "rerank", "score", "classify", "pooling"))
+NAMES_IN_A_MESSAGE: Final = 20
+
+Kinds = frozenset[EngineKind]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The routes at one moment; `names` also holds the aliases."""
+
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    names: Mapping[str, Route] = field(default_factory=dict)
+
+
+class Registry:
+    """The only owner of the snapshot and of the list of backends."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.backends: dict[str, Backend] = {
+            name: Backend(name, configured) for name, configured in settings.backends.items()
+        }
+        self.snapshot = Snapshot()
+        self._turns = itertools.count()
+        self.rebuild()
+
+    def add(self, backend: Backend) -> None:
+        """A backend found at run time."""
+        self.backends[backend.name] = backend
+        self.rebuild()
+
+    def remove(self, name: str) -> None:
+        del self.backends[name]
+        self.rebuild()
+
+    def turn(self) -> int:
+        """A running number, for replicas that are equally good."""
+        return next(self._turns)
+
+    def rebuild(self) -> None:
+        """Make the snapshot anew; call it after any change of a backend's kind, models or state."""
+        routes: dict[str, Route] = {}
+        aliases: dict[str, str] = {}
+        for name, configured in self.settings.models.items():
+            replicas = tuple(
+                Replica(self.backends[r.backend], r.model or _own_model(self.backends[r.backend], name))
+                for r in configured.replicas
+            )
+            if not replicas:  # aliases for a model that backends list by themselves
+                replicas = tuple(_listing(self.backends.values(), name))
+            routes[name] = Route(name, replicas, _info(replicas))
+            aliases |= dict.fromkeys(configured.aliases, name)
+        listed: dict[str, list[Replica]] = {}
+        for backend in self.backends.values():
+            for model in served(backend):
+                listed.setdefault(model, []).append(Replica(backend, model))
+        for name, found in listed.items():
+            routes.setdefault(name, Route(name, tuple(found), _info(found)))
+        names = dict(routes) | {alias: routes[name] for alias, name in aliases.items()}
+        self.snapshot = Snapshot(routes, names)
+
+    def resolve(self, model: str | None, framework: EngineKind | None, endpoint: Endpoint) -> Route:
+        """The route for a request. Raises `ApiError` that says what there is instead."""
+        framework = framework or self.settings.framework
+        kinds = _kinds(framework, endpoint)
+        if framework is not None:
+            self._check_configured(framework, kinds)
+        if model is None:
+            model = self._default(endpoint, kinds)
+        route = self.snapshot.names.get(model) or self.snapshot.names.get(model.removesuffix(":latest"))
+        if route is None:
+            route = self.snapshot.names.get(f"{model}:latest")  # Ollama's names: the same model with and without
+        if framework is not None:
+            return self._within(route, model, framework, kinds)
+        if route is None or not route.replicas:
+            raise self._unknown(model)
+        return route
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _default(self, endpoint: Endpoint, kinds: Kinds) -> str:
+        settings = self.settings
+        named = settings.embedding_model if endpoint in _EMBEDDERS else settings.model
+        if named is not None:
+            return named
+        names = self._names(kinds)
+        if len(names) == 1:
+            return names[0]
+        what = "`model` is missing." if names else "`model` is missing, and no backend lists one yet."
+        raise error("missing_required_parameter", f"{what} {self._known(names)}", param="model")
+
+    def _within(self, route: Route | None, model: str, framework: EngineKind, kinds: Kinds) -> Route:
+        """Only the replicas of those kinds. A backend of such a kind that lists no models takes any name
+        (transformers serve loads what it is asked for)."""
+        replicas = tuple(r for r in route.replicas if r.backend.kind in kinds) if route is not None else ()
+        if not replicas:
+            replicas = tuple(Replica(b, model) for b in self.backends.values() if b.kind in kinds and not served(b))
+        if not replicas:
+            raise self._unknown(model, framework, kinds)
+        return Route(route.name if route is not None else model, replicas, route.info if route else None)
+
+    def _check_configured(self, framework: EngineKind, kinds: Kinds) -> None:
+        if not any(backend.kind in kinds for backend in self.backends.values()):
+            who = "TGI" if framework == "tgi" else "Remote"
+            raise error(
+                "backend_not_configured",
+                f"{who} base_url is not configured. Set ILLM_{framework.upper()}_BASE_URL, or add a backend of kind "
+                f"'{framework}' to the configuration.",
+                param="framework",
+            )
+
+    def _names(self, kinds: Kinds) -> list[str]:
+        return [
+            name
+            for name, route in self.snapshot.routes.items()
+            if not kinds or any(replica.backend.kind in kinds for replica in route.replicas)
+        ]
+
+    def _unknown(self, model: str, framework: EngineKind | None = None, kinds: Kinds = frozenset()) -> ApiError:
+        where = f" on a backend of kind '{framework}'" if framework else ""
+        down = [f"'{b.name}' ({b.detail})" for b in self.backends.values() if b.state in ("down", "loading")]
+        absent = f" Not available at the moment: {', '.join(down)}." if down else ""
+        return error(
+            "model_not_found",
+            f"Model '{model}' does not exist{where}. {self._known(self._names(kinds))}{absent}",
+            param="model",
+        )
+
+    @staticmethod
+    def _known(names: Iterable[str]) -> str:
+        known = sorted(names)
+        if not known:
+            return "No models are known."
+        more = (
+            f", and {len(known) - NAMES_IN_A_MESSAGE} more (GET /v1/models)" if len(known) > NAMES_IN_A_MESSAGE else ""
+        )
+        return f"Known models: {', '.join(known[:NAMES_IN_A_MESSAGE])}{more}."
+
+
+def _kinds(framework: EngineKind | None, endpoint: Endpoint) -> Kinds:
+    """The kinds that a `framework` stands for; none: any. For embeddings and rerank `transformers` also means the
+    servers that do this for Hugging Face models, since transformers serve can't."""
+    if framework is None:
+        return frozenset()
+    if framework == "transformers" and endpoint in _EMBEDDERS:
+        return frozenset(("transformers", "infinity", "tei"))
+    return frozenset((framework,))
+
+
+def served(backend: Backend) -> tuple[str, ...]:
+    """The names under which a backend's models are routable: what is written down for it, else what it lists."""
+    settings = backend.settings
+    if settings.model is not None or settings.models:
+        own = () if settings.model is None else (settings.model,)
+        return own + tuple(m for m in settings.models if m not in own)
+    return tuple(model.id for model in backend.models)
+
+
+def _own_model(backend: Backend, public: str) -> str:
+    """The upstream name where a replica doesn't give one: the same, or the only model that backend has."""
+    names = served(backend)
+    return names[0] if len(names) == 1 and public not in names else public
+
+
+def _listing(backends: Iterable[Backend], name: str) -> Iterable[Replica]:
+    return (Replica(backend, name) for backend in backends if name in served(backend))
+
+
+def _info(replicas: Iterable[Replica]) -> ModelInfo | None:
+    for replica in replicas:
+        for model in replica.backend.models:
+            if model.id == replica.model or len(replica.backend.models) == 1:
+                return model
+    return None

@@ -1,0 +1,153 @@
+"""Serving: which port, what is printed at the start, and the drain at the end. The HTTP server itself is uvicorn.
+
+On SIGTERM or SIGINT the listening socket closes, answers under way go on for `server.drain_timeout` seconds, and
+streams that are still running then end with an error inside them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import socket
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import uvicorn
+
+from proxy.app import Gateway, create_app
+from proxy.dialects.openai.paths import TITLES
+from proxy.discovery import new_client, probe
+from proxy.local import DEMO
+from proxy.settings import Settings
+
+NEXT_PORTS: Final = 100  # how many are tried after the default one
+IDLE_CLIENT: Final = 75  # seconds that a client's unused connection is kept
+
+
+class ServeError(Exception):
+    """The gateway can't start; the text is for people."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, telling when it listens."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal ends it. Blocks. Raises `ServeError` where it can't begin."""
+    sock, notes = listen(settings)
+    address = _url(sock)
+    gateway = create_app(settings, own_port=sock.getsockname()[1])
+    config = uvicorn.Config(
+        gateway.app,
+        loop="auto",  # uvloop where it is installed
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=IDLE_CLIENT,
+        timeout_graceful_shutdown=math.ceil(settings.server.drain_timeout),
+    )
+
+    def ready() -> None:
+        print("\n".join([*notes, *greeting(gateway, settings, address)]), file=sys.stderr, flush=True)  # noqa: T201
+
+    server = _Server(config, ready)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        try:
+            runner.run(server.serve(sockets=[sock]))
+        except KeyboardInterrupt:
+            return
+
+
+def listen(settings: Settings) -> tuple[socket.socket, list[str]]:
+    """The listening socket, and what is to be said about its port. The default port gives way to the next free one;
+    a port that somebody chose doesn't: the error names who answers there."""
+    host, port = settings.server.host, settings.server.port
+    try:
+        return _bind(host, port), []
+    except OSError as exc:
+        if exc.errno != errno.EADDRINUSE:
+            raise ServeError(f"Can't listen on {host}:{port}: {exc.strerror}. Choose another host or port.") from None
+    there = asyncio.run(_who_answers(host, port))
+    if "server.port" in settings.explicit:
+        raise ServeError(
+            f"Port {port} is taken: {there} answers there. Stop it, or choose another port (--port, ILLM_PORT)."
+        )
+    for other in range(port + 1, port + NEXT_PORTS):
+        try:
+            return _bind(host, other), [f"Port {port} is taken ({there}); using {other}."]
+        except OSError:
+            continue
+    raise ServeError(f"No port from {port} to {port + NEXT_PORTS - 1} is free. Choose one with --port.")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(2048)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _who_answers(host: str, port: int) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    root = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    async with new_client() as client:
+        found = await probe(client, root, None, None, 2.0)
+    if found.gateway:
+        return "another illm"
+    return TITLES[found.kind] if found.kind is not None else "another program"
+
+
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+def greeting(gateway: Gateway, settings: Settings, address: str) -> list[str]:
+    """The start-up text: where it listens, what it serves, and a `curl` that works now."""
+    registry = gateway.registry
+    lines = [f"illm is listening on {address}/v1"]
+    for backend in registry.backends.values():
+        names = ", ".join(model.id for model in backend.models[:4]) + (", …" if len(backend.models) > 4 else "")
+        kind = TITLES[backend.kind] if backend.kind is not None else "not recognised yet"
+        what = names if backend.state == "ready" else f"{backend.state}: {backend.detail}"
+        lines.append(f"  {backend.name:<12} {kind:<28} {backend.settings.root:<28} {what}")
+    routes = [route.name for route in registry.snapshot.routes.values()]
+    if DEMO in registry.backends:
+        lines += _demo_hint()
+    if routes:
+        key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.server.api_keys else ""
+        body = f'{{"model": "{settings.model or routes[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+        lines += ["Try it:", f"  curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' \\",
+                  f"    -d '{body}'"]  # fmt: skip
+    return lines
+
+
+def _demo_hint() -> list[str]:
+    return [
+        "No engine was found on this machine, so the built-in demo engine answers: a stand-in, not a language model.",
+        "A real engine on its usual port is found by itself; for one elsewhere, write to configs/illm.yaml:",
+        "  backends:",
+        "    mine:",
+        "      base_url: http://127.0.0.1:8080",
+    ]

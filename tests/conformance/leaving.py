@@ -1,0 +1,63 @@
+"""Checks of clients that leave before their answer is whole: the proof is the engine's own idleness."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import openai
+
+from tests.conformance.clients import async_sdk
+from tests.conformance.outcome import Ignored
+from tests.conformance.subjects import CONTEXT, Subject
+from tests.engines.process import StillSo, wait_until
+from tests.engines.speech import FOREVER_WORD
+
+STOPS_WITHIN = 3.0  # seconds between a client's leaving and the engine's being idle
+ENDLESS: Any = [{"role": "user", "content": f"{FOREVER_WORD}, please"}]
+
+
+def cancel_stream(subject: Subject) -> None:
+    """The client closes a running stream: the engine stops."""
+
+    async def leave(client: openai.AsyncOpenAI) -> None:
+        create = client.chat.completions.create
+        running = await create(model=subject.chat, messages=ENDLESS, max_tokens=CONTEXT - 100, stream=True)
+        async for chunk in running:
+            if chunk.choices and chunk.choices[0].delta.content:
+                break
+        await asyncio.to_thread(wait_until, subject.busy, 10, "the engine is busy")
+        await running.close()
+
+    check_idle_after(subject, leave)
+
+
+def cancel_plain(subject: Subject) -> None:
+    """The client leaves a plain request before its answer: the engine stops."""
+
+    async def leave(client: openai.AsyncOpenAI) -> None:
+        create = client.chat.completions.create
+        asked = asyncio.ensure_future(create(model=subject.chat, messages=ENDLESS, max_tokens=CONTEXT - 100))
+        busy = asyncio.ensure_future(asyncio.to_thread(wait_until, subject.busy, 10, "the engine is busy"))
+        await asyncio.wait((asked, busy), return_when=asyncio.FIRST_COMPLETED)
+        if asked.done():
+            raise AssertionError(f"answered before the client could leave: {asked.result()!r:.300}")
+        await busy
+        asked.cancel()
+        with suppress(asyncio.CancelledError):
+            await asked
+
+    check_idle_after(subject, leave)
+
+
+def check_idle_after(subject: Subject, leave: Callable[[openai.AsyncOpenAI], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with async_sdk(subject) as client:
+            await leave(client)
+
+    wait_until(lambda: not subject.busy(), 15, "the engine is idle before the check")
+    asyncio.run(run())
+    try:
+        wait_until(lambda: not subject.busy(), STOPS_WITHIN, "the engine stops when the client leaves")
+    except StillSo as reason:
+        raise Ignored(str(reason)) from None

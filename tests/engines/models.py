@@ -1,0 +1,45 @@
+"""The tiny models as files, made once into a folder: what each one is for, and who makes it.
+
+The GGUF ones are written in this process; the Hugging Face ones by a program that runs in vLLM's environment.
+"""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.engines import install
+from tests.engines.tiny_gguf import TinyModel, write
+
+CONTEXT = 262144  # long enough that an endless answer outlives any test that cuts it
+CHAT = "tiny-chat"
+EMBED = "tiny-embed"
+RERANK = "tiny-rerank"
+
+
+@dataclass(frozen=True, slots=True)
+class Gguf:
+    """Paths of the GGUF models."""
+
+    chat: Path
+    embed: Path
+    rerank: Path
+
+
+def gguf_models(folder: Path) -> Gguf:
+    """Writes the GGUF models below `folder` (0.2 s)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Gguf(
+        chat=write(folder / f"{CHAT}.gguf", TinyModel(ctx=CONTEXT, tools=True)),
+        embed=write(folder / f"{EMBED}.gguf", TinyModel(pooling="mean")),
+        rerank=write(folder / f"{RERANK}.gguf", TinyModel(seed=1)),  # the chain's weights would rank all alike
+    )
+
+
+def hf_models(folder: Path) -> Path:
+    """Writes the Hugging Face models below `folder` and returns it (5 s). Raises install.CannotBeHad."""
+    python = install.ensure("vllm").with_name("python")
+    maker = Path(__file__).with_name("tiny_hf.py")
+    done = subprocess.run([python, maker, folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise install.CannotBeHad(f"the tiny Hugging Face models could not be made: {done.stderr[-2000:]}")
+    return folder
