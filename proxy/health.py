@@ -82,7 +82,7 @@ class HealthLoop:
             log.exception("probe of backend '%s'", backend.name)
             return
         before = backend.state
-        if backend.learn(found, down_after=self._settings.down_after):
+        if backend.learn(found, down_after=self._settings.down_after, up_after=self._settings.up_after):
             self._registry.rebuild()
             if backend.state != before:
                 log.info("%s", _told(backend))

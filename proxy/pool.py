@@ -43,23 +43,29 @@ class Backend:
         self.breaker = Breaker()
         self.in_flight = 0
         self.failures = 0  # probes in a row
+        self.successes = 0
         self._queue: deque[asyncio.Future[None]] = deque()
         self._heads: dict[str, bytes] = {}
 
-    def learn(self, probe: Probe, *, down_after: int) -> bool:
+    def learn(self, probe: Probe, *, down_after: int, up_after: int = 1) -> bool:
         """Take a probe's findings over; True if anything that routing depends on changed.
 
         Hysteresis: one that answered before stays as it is until `down_after` probes in a row failed, and a request
-        answered meanwhile starts the count again. Busy is not dead.
+        answered meanwhile starts the count again; one that was down comes back after `up_after` good ones. Busy is
+        not dead.
         """
         before = (self.state, self.kind, self.prefix, self.models)
         if probe.state == "down":
             self.failures += 1
+            self.successes = 0
             self.detail = probe.detail
             if self.state in ("unknown", "loading") or self.failures >= down_after:
                 self.state = "down"
             return before[0] != self.state
         self.failures = 0
+        self.successes += 1
+        if self.state == "down" and self.successes < up_after:
+            return False
         self.state = probe.state
         self.detail = probe.detail
         self.kind = self.settings.kind or probe.kind or self.kind

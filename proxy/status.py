@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from proxy.endpoints import parse_kind, path_tail, query
 from proxy.errors import error
-from proxy.metrics import BackendGauge, Metrics
+from proxy.metrics import CONTENT_TYPE, BackendGauge, Metrics
 from proxy.pool import Backend, Route, State
 from proxy.registry import Registry
 from proxy.transport import Transport
@@ -78,7 +78,7 @@ class Status:
             )
             for backend in self._registry.backends.values()
         ]
-        return 200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.render(gauges)
+        return 200, CONTENT_TYPE, self._metrics.render(gauges)
 
     def root(self, _: Scope) -> Answered:
         body = {

@@ -25,6 +25,7 @@ from transformers import (
 HIDDEN = 64
 CONTEXT = 65536
 CERTAIN = 4.0
+LAYERS = 12  # so many that computing takes longer than telling: vLLM starves its own server where tokens come faster
 PAD = "<|endoftext|>"
 SEED = 0
 
@@ -56,7 +57,7 @@ def make_chat(folder: Path) -> None:
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
         intermediate_size=HIDDEN,
-        num_hidden_layers=2,
+        num_hidden_layers=LAYERS,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -505,7 +506,6 @@ def test_files_name_the_schema_that_is_there(path: Path) -> None:
 
 
 def test_the_schema_agrees_with_the_files() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(schema())
     validator = jsonschema.Draft202012Validator(schema())
     for text in (uncommented(), *(path.read_text(encoding="utf-8") for path in EXAMPLES)):

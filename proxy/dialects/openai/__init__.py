@@ -115,20 +115,29 @@ class TgiDecoder(Decoder):
     def __init__(self, request: Request, target: Target, asked: JsonObject) -> None:
         super().__init__(request, target)
         self._asked = asked
+        self._tools = tgi.has_tools_only(asked)
 
     def reply(self, content_type: str, body: bytes) -> Reply:
-        whole = self._fixer().whole(load_object(body))
+        try:
+            whole = self._fixer().whole(load_object(body))
+        except InvalidJson:
+            raise error(
+                "upstream_invalid_response", f"Backend '{self._target.backend}' answered no JSON object. Check its log."
+            ) from None
         return Reply(dump(whole), usage=usage_of(whole))
 
     def failure(self, status: int, content_type: str, body: bytes, retry_after: str | None = None) -> ApiError:
-        return decode_tgi_error(status, content_type, body, self._endpoint, self._target.backend)
+        backend = self._target.backend
+        return decode_tgi_error(
+            status, content_type, body, self._endpoint, backend, tools=self._tools, retry_after=retry_after
+        )
 
     def stream(self) -> PassThroughDecoder:
         fixer: Fixer = self._fixer()
         return PassThroughDecoder(self._endpoint, self._target, fixer=fixer, failure=self._event_failure)
 
     def _event_failure(self, event: JsonObject) -> ApiError:
-        return decode_tgi_event(event, self._endpoint, self._target.backend)
+        return decode_tgi_event(event, self._endpoint, self._target.backend, tools=self._tools)
 
     def _fixer(self) -> tgi.ReplyFixer:
         return tgi.ReplyFixer(self._endpoint, self._asked, self._target, ids=_new_id)

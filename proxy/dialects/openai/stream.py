@@ -47,7 +47,7 @@ class Fixer(Protocol):
 
     def event(self, chunk: JsonObject) -> list[JsonObject]: ...
 
-    def end(self) -> list[JsonObject]: ...
+    def end(self, *, marked: bool = True) -> list[JsonObject]: ...
 
 
 class PassThroughDecoder:
@@ -114,7 +114,7 @@ class PassThroughDecoder:
         if self.done:
             return self.take_pending()
         if self._fixer is not None:
-            self._pending += b"".join(_event(chunk) for chunk in self._fixer.end())
+            self._pending += self._events(self._fixer.end(marked=False))
             return self._close()
         if self._endpoint not in _CHOICES:
             if self._ended or self._endpoint not in _TERMINAL:
@@ -194,7 +194,7 @@ class PassThroughDecoder:
         return self._chunk(body, raw)
 
     def _on_done(self) -> bytes:
-        extra = b"".join(_event(chunk) for chunk in self._fixer.end()) if self._fixer is not None else b""
+        extra = self._events(self._fixer.end()) if self._fixer is not None else b""
         self.done = True
         return extra + DONE
 
@@ -212,10 +212,10 @@ class PassThroughDecoder:
 
     def _chunk(self, body: JsonObject, raw: bytes) -> bytes:
         if self._fixer is not None:
-            out = b"".join(_event(chunk) for chunk in self._fixer.event(body))
+            out = self._events(self._fixer.event(body))
             if self._fixer.stopped:
                 self.done = self.cut = True
-                return out + b"".join(_event(chunk) for chunk in self._fixer.end()) + DONE
+                return out + self._events(self._fixer.end()) + DONE
             return out
         changed = self._note_finish(body)
         if self._target.reasoning_field != "passthrough":
@@ -246,6 +246,12 @@ class PassThroughDecoder:
             if reason is not None:
                 self._finished.add(index)
         return changed
+
+    def _events(self, chunks: list[JsonObject]) -> bytes:
+        """The fixer's chunks; what they say of usage is what the client is told."""
+        for chunk in chunks:
+            self.usage = usage_of(chunk) or self.usage
+        return b"".join(_event(chunk) for chunk in chunks)
 
     def _close(self) -> bytes:
         self.done = True
