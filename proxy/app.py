@@ -19,6 +19,7 @@ from proxy.discovery import new_client
 from proxy.endpoints import RELAYED, LocalEndpoint, RelayEndpoint, unknown_url
 from proxy.forward import Forwarder
 from proxy.health import HealthLoop
+from proxy.images import ImageFetcher
 from proxy.local import LocalDiscovery
 from proxy.metrics import Metrics
 from proxy.middleware import Cors, Edge, Keys
@@ -51,7 +52,7 @@ def create_app(
         Limits(upstream.connect_timeout, upstream.response_timeout, upstream.idle_timeout, upstream.idle_connection)
     )
     metrics = Metrics(version=__version__, started=time.time())
-    forwarder = Forwarder(registry, transport, DIALECTS, metrics, max_reply=upstream.max_reply)
+    forwarder = Forwarder(registry, transport, DIALECTS, metrics, ImageFetcher(), max_reply=upstream.max_reply)
     status = Status(registry, metrics, transport, started=int(time.time()))
     log = AccessLog()
     local = settings.discovery.local if settings.discovery.local is not None else not settings.backends

@@ -10,23 +10,43 @@ Not here: the client's side (`relay`), what a dialect means, how bytes travel.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from proxy.call import Call
-from proxy.dialects.base import Dialect, EngineKind, Request, ResponseDecoder, StreamDecoder, Usage
+from proxy.dialects.base import (
+    Answered,
+    Ask,
+    Dialect,
+    Encoded,
+    EngineKind,
+    Fetch,
+    Learn,
+    Plan,
+    Reply,
+    Request,
+    Steps,
+    StreamDecoder,
+    Usage,
+)
 from proxy.errors import ApiError, error
+from proxy.events import CONTENT_TYPE
 from proxy.exchange import Exchange, TooLong
-from proxy.headers import RawHeaders, find, for_client
+from proxy.headers import RawHeaders, for_client
 from proxy.metrics import Metrics, Series
 from proxy.pool import Backend, Replica, Route, select
 from proxy.registry import Registry
 from proxy.transport import ConnectFailed, ConnectionLost, Transport, TransportError, UpstreamTimeout
 
+T = TypeVar("T")
+Images = Callable[[str], Awaitable[tuple[str, bytes]]]  # URL -> media type, bytes; raises ApiError
+
 GENERATIONS: Final = frozenset(("chat", "completions", "responses", "messages"))
 TURNED_AWAY: Final = frozenset((429, 503))
 ERROR_BODY: Final = 1024 * 1024  # bytes of an engine's error that are read
+STREAMED: Final = ("text/event-stream", "application/x-ndjson")
+_NOTED: Final = Answered(200, "", b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +60,24 @@ class Whole:
 
 
 @dataclass(frozen=True, slots=True)
-class Streaming:
-    """An answer that has begun: `first` is decoded already, the rest is still in `exchange`. `failed`: that was all,
-    and it ends with an error."""
+class Source:
+    """One engine stream: `first` is decoded already (or will be, by `opening`), the rest is still in `exchange`.
+    `failed`: nothing follows but this error."""
 
     exchange: Exchange
     decoder: StreamDecoder
-    first: bytes
+    first: bytes = b""
+    failed: ApiError | None = None
+    opening: asyncio.Task[Source] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """An answer that has begun, from one engine stream or, for a fan-out, several."""
+
+    sources: tuple[Source, ...]
     content_type: str
     headers: RawHeaders
-    failed: ApiError | None = None
 
 
 class Verbatim:
@@ -81,6 +109,7 @@ class Forwarder:
         transport: Transport,
         dialects: Mapping[EngineKind, Dialect],
         metrics: Metrics,
+        images: Images,
         *,
         max_reply: int,
     ) -> None:
@@ -88,6 +117,7 @@ class Forwarder:
         self._transport = transport
         self._dialects = dialects
         self._metrics = metrics
+        self._images = images
         self._max_reply = max_reply
 
     async def open(self, request: Request, route: Route, headers: bytes, call: Call) -> Opened:
@@ -115,24 +145,104 @@ class Forwarder:
 
     async def _attempt(self, request: Request, replica: Replica, public: str, headers: bytes, call: Call) -> Opened:
         backend = replica.backend
-        dialect = self._dialects[backend.kind or "openai"]
-        encoded, decoder = dialect.encode(request, backend.target(replica.model, public))
-        head = backend.request_head(encoded.path)
-        payload = b"%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
-            head, encoded.content_type.encode(), len(encoded.body), call.id, headers, encoded.body,
-        )  # fmt: skip
+        steps = self._dialects[backend.kind or "openai"].encode(request, backend.target(replica.model, public))
         await backend.enter()
         opened = Opened(backend, self._metrics.series(request.endpoint, public, backend.name))
+        line = Line(backend, b"x-request-id: %b\r\n%b" % (call.id, headers), opened)
         try:
-            await self._send(backend, payload, opened.exchange)
-            extra: RawHeaders = []
-            if encoded.dropped:
-                extra.append((b"x-illm-dropped-params", ", ".join(encoded.dropped).encode()))
-            opened.answer = await self._begin(request, opened.exchange, decoder, backend, extra)
+            plan = steps if isinstance(steps, Plan) else await self._walk(steps, line)
+            if isinstance(plan, Reply):
+                opened.answer = Whole(plan.body, plan.content_type, [], plan.usage)
+            elif len(plan.calls) == 1:
+                opened.answer = await self._single(request, plan, line)
+            elif request.stream:
+                opened.answer = await self._several_streams(plan, line)
+            else:
+                opened.answer = await self._several(plan, line)
         except BaseException:
             opened.close()
             raise
         return opened
+
+    async def _walk(self, steps: Steps, line: Line) -> Plan | Reply:
+        """Carry out what a dialect needs before it knows what to send."""
+        answer = Answered(0, "", b"")
+        try:
+            while True:
+                step = steps.send(answer) if answer.status else next(steps)
+                if isinstance(step, Learn):
+                    line.backend.facts[step.name] = step.value
+                    answer = _NOTED
+                elif isinstance(step, Fetch):
+                    answer = await self._fetch(step.url)
+                else:
+                    answer = await self._ask(step, line)
+        except StopIteration as stop:
+            plan: Plan | Reply = stop.value
+            return plan
+        finally:
+            steps.close()
+
+    async def _ask(self, step: Ask, line: Line) -> Answered:
+        exchange = line.opened.exchange()
+        if step.body is None:
+            await self._send(line.backend, line.get(step.path), exchange)
+        else:
+            await self._send(line.backend, line.post(Encoded(step.path, step.body)), exchange)
+        return await self._answered(exchange, line.backend)
+
+    async def _single(self, request: Request, plan: Plan, line: Line) -> Whole | Streaming:
+        exchange = line.opened.exchange()
+        await self._send(line.backend, line.post(plan.calls[0]), exchange)
+        kind = exchange.content_type
+        ok = 200 <= exchange.status < 300
+        if ok and request.stream and kind.startswith(STREAMED):
+            headers = _passing(exchange, plan)
+            source = await self._first_event(exchange, plan.decoder.streams()[0], line.backend)
+            return Streaming((source,), CONTENT_TYPE, headers)
+        if ok and "json" not in kind and not kind.startswith("text/"):
+            first = await self._piece(exchange, line.backend)
+            kind = kind or "application/octet-stream"
+            return Streaming((Source(exchange, Verbatim(), first),), kind, _passing(exchange, plan))
+        answer = await self._answered(exchange, line.backend)
+        if not ok:
+            raise plan.decoder.failure(answer)
+        reply = plan.decoder.reply((answer,))
+        return Whole(reply.body, reply.content_type, _passing(exchange, plan), reply.usage)
+
+    async def _several(self, plan: Plan, line: Line) -> Whole:
+        """A fan-out: all calls at once, the first failure ends the others."""
+
+        async def one(call: Encoded) -> Answered:
+            exchange = line.opened.exchange()
+            await self._send(line.backend, line.post(call), exchange)
+            answer = await self._answered(exchange, line.backend)
+            if not 200 <= answer.status < 300:
+                raise plan.decoder.failure(answer)
+            return answer
+
+        reply = plan.decoder.reply(await together(one(call) for call in plan.calls))
+        return Whole(reply.body, reply.content_type, _dropped(plan), reply.usage)
+
+    async def _several_streams(self, plan: Plan, line: Line) -> Streaming:
+        """A fan-out of streams: begins with the first event of any of them."""
+
+        async def one(call: Encoded, exchange: Exchange, decoder: StreamDecoder) -> Source:
+            await self._send(line.backend, line.post(call), exchange)
+            if not 200 <= exchange.status < 300:
+                raise plan.decoder.failure(await self._answered(exchange, line.backend))
+            return await self._first_event(exchange, decoder, line.backend)
+
+        sources = []
+        for encoded, decoder in zip(plan.calls, plan.decoder.streams(), strict=True):
+            exchange = line.opened.exchange()
+            opening = asyncio.create_task(one(encoded, exchange, decoder))
+            line.opened.tasks.append(opening)
+            sources.append(Source(exchange, decoder, opening=opening))
+        done, _ = await asyncio.wait(line.opened.tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        return Streaming(tuple(sources), CONTENT_TYPE, _dropped(plan))
 
     async def _send(self, backend: Backend, payload: bytes, exchange: Exchange) -> None:
         """Until the head is there. A kept connection that the engine had closed already is replaced once."""
@@ -158,43 +268,30 @@ class Forwarder:
             raise _unreachable(backend, exc) from None
         backend.answered()
 
-    async def _begin(
-        self, request: Request, exchange: Exchange, decoder: ResponseDecoder, backend: Backend, extra: RawHeaders
-    ) -> Whole | Streaming:
-        kind = exchange.content_type
-        status = exchange.status
+    async def _answered(self, exchange: Exchange, backend: Backend) -> Answered:
+        """The whole answer. What is too long of an error is left out, what is too long of a reply is an error."""
+        ok = 200 <= exchange.status < 300
         try:
-            if not 200 <= status < 300:
-                body = await self._error_body(exchange)
-                retry_after = find(exchange.headers, b"retry-after")
-                raise decoder.failure(status, kind, body, retry_after.decode("latin-1") if retry_after else None)
-            headers = for_client(exchange.headers) + extra
-            events = kind.startswith("text/event-stream")
-            if events and request.stream:
-                return await self._first_event(exchange, decoder.stream(), headers)
-            if not events and "json" not in kind and not kind.startswith("text/"):
-                return Streaming(
-                    exchange, Verbatim(), await exchange.next(), kind or "application/octet-stream", headers
-                )
-            body = await exchange.read(self._max_reply)
+            body = await exchange.read(self._max_reply if ok else ERROR_BODY)
         except TooLong:
-            raise error(
-                "upstream_invalid_response",
-                f"Backend '{backend.name}' answered with more than {self._max_reply} bytes. Raise upstream.max_reply, "
-                "or ask for less at a time.",
-            ) from None
+            exchange.close()
+            if ok:
+                raise error(
+                    "upstream_invalid_response",
+                    f"Backend '{backend.name}' answered with more than {self._max_reply} bytes. Raise "
+                    "upstream.max_reply, or ask for less at a time.",
+                ) from None
+            body = b""
         except TransportError as exc:
             raise _broken(backend, exc) from None
-        reply = decoder.reply(kind, body)
-        return Whole(reply.body, reply.content_type, headers, reply.usage)
+        return Answered(exchange.status, exchange.content_type, body, exchange.headers)
 
-    async def _first_event(self, exchange: Exchange, decoder: StreamDecoder, headers: RawHeaders) -> Streaming:
+    async def _first_event(self, exchange: Exchange, decoder: StreamDecoder, backend: Backend) -> Source:
         """Nothing reaches the client before an event is understood: if it is an error, it becomes a plain one."""
         first = b""
-        failed: ApiError | None = None
         try:
             while not first and not decoder.done:
-                piece = await exchange.next()
+                piece = await self._piece(exchange, backend)
                 first = decoder.feed(piece) if piece else decoder.flush()
                 if not piece:
                     break
@@ -202,16 +299,19 @@ class Forwarder:
             first = decoder.take_pending()
             if not first:
                 raise
-            failed = exc
-            first += decoder.error(exc)
-        return Streaming(exchange, decoder, first, "text/event-stream; charset=utf-8", headers, failed)
+            return Source(exchange, decoder, first, exc)
+        return Source(exchange, decoder, first)
 
     @staticmethod
-    async def _error_body(exchange: Exchange) -> bytes:
+    async def _piece(exchange: Exchange, backend: Backend) -> bytes:
         try:
-            return await exchange.read(ERROR_BODY)
-        except TooLong:
-            return b""
+            return await exchange.next()
+        except TransportError as exc:
+            raise _broken(backend, exc) from None
+
+    async def _fetch(self, url: str) -> Answered:
+        media_type, data = await self._images(url)
+        return Answered(200, media_type, data)
 
     @staticmethod
     def _now() -> float:
@@ -219,17 +319,24 @@ class Forwarder:
 
 
 class Opened:
-    """An answer and what it holds: a place at its backend and perhaps a connection. Close it; twice is harmless."""
+    """An answer and what it holds: a place at its backend, connections, perhaps tasks. Close it; twice is harmless."""
 
-    __slots__ = ("_backend", "_series", "answer", "exchange")
+    __slots__ = ("_backend", "_exchanges", "_series", "answer", "tasks")
 
     answer: Whole | Streaming
 
     def __init__(self, backend: Backend, series: Series) -> None:
         self._backend: Backend | None = backend
         self._series = series
-        self.exchange = Exchange()
+        self._exchanges: list[Exchange] = []
+        self.tasks: list[asyncio.Task[Source]] = []
         series.started()
+
+    def exchange(self) -> Exchange:
+        """One more, closed with this."""
+        exchange = Exchange()
+        self._exchanges.append(exchange)
+        return exchange
 
     def broken(self, exc: TransportError) -> ApiError:
         """The engine broke off inside a stream."""
@@ -241,10 +348,56 @@ class Opened:
 
     def close(self) -> None:
         backend, self._backend = self._backend, None
-        self.exchange.close()
+        for task in self.tasks:
+            task.cancel()
+        for exchange in self._exchanges:
+            exchange.close()
         if backend is not None:
             backend.leave()
             self._series.ended()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What all upstream calls of one request share. `headers`: header lines that go along with each."""
+
+    backend: Backend
+    headers: bytes
+    opened: Opened
+
+    def post(self, call: Encoded) -> bytes:
+        return b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
+            self.backend.request_head("POST", call.path),
+            call.content_type.encode(),
+            len(call.body),
+            self.headers,
+            call.body,
+        )
+
+    def get(self, path: str) -> bytes:
+        return b"%b%b\r\n" % (self.backend.request_head("GET", path), self.headers)
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results, in order. The first failure cancels the others and is raised."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        return [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _passing(exchange: Exchange, plan: Plan) -> RawHeaders:
+    return for_client(exchange.headers) + _dropped(plan)
+
+
+def _dropped(plan: Plan) -> RawHeaders:
+    return [(b"x-illm-dropped-params", ", ".join(plan.dropped).encode())] if plan.dropped else []
 
 
 def _unreachable(backend: Backend, exc: TransportError) -> ApiError:

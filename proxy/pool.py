@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from proxy.breaker import Breaker
 from proxy.dialects.base import EngineKind, Target
@@ -41,11 +41,12 @@ class Backend:
         self.detail = "not asked yet"
         self.models: tuple[ModelInfo, ...] = ()
         self.breaker = Breaker()
+        self.facts: dict[str, Any] = {}  # what a dialect learned of it; void once it was down
         self.in_flight = 0
         self.failures = 0  # probes in a row
         self.successes = 0
         self._queue: deque[asyncio.Future[None]] = deque()
-        self._heads: dict[str, bytes] = {}
+        self._heads: dict[tuple[str, str], bytes] = {}
 
     def learn(self, probe: Probe, *, down_after: int, up_after: int = 1) -> bool:
         """Take a probe's findings over; True if anything that routing depends on changed.
@@ -61,6 +62,7 @@ class Backend:
             self.detail = probe.detail
             if self.state in ("unknown", "loading") or self.failures >= down_after:
                 self.state = "down"
+                self.facts.clear()
             return before[0] != self.state
         self.failures = 0
         self.successes += 1
@@ -95,17 +97,18 @@ class Backend:
             image_urls=settings.image_urls,
             strict_params=settings.strict_params,
             options=settings.options,
+            facts=self.facts,
             healthy=self.state == "ready",
         )
 
-    def request_head(self, path: str) -> bytes:
-        """The lines that every request to that path begins with, the backend's own key among them."""
-        head = self._heads.get(path)
+    def request_head(self, method: str, path: str) -> bytes:
+        """The lines that every such request begins with, the backend's own key among them."""
+        head = self._heads.get((method, path))
         if head is None:
             key = self.settings.api_key
             authorization = f"authorization: Bearer {key.get_secret_value()}\r\n" if key is not None else ""
-            head = self._heads[path] = (
-                f"POST {self.origin.path}{path} HTTP/1.1\r\nhost: {self.origin.authority.decode()}\r\n"
+            head = self._heads[method, path] = (
+                f"{method} {self.origin.path}{path} HTTP/1.1\r\nhost: {self.origin.authority.decode()}\r\n"
                 f"accept-encoding: identity\r\n{authorization}"
             ).encode()
         return head

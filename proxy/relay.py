@@ -17,7 +17,7 @@ from proxy.dialects.base import Endpoint
 from proxy.errors import ApiError, error
 from proxy.events import CONTENT_TYPE, KEEP_ALIVE, error_events
 from proxy.exchange import Exchange
-from proxy.forward import Opened, Streaming, Whole
+from proxy.forward import Opened, Source, Whole, together
 from proxy.headers import RawHeaders
 from proxy.transport import TransportError
 from proxy.wire import dump_error
@@ -35,7 +35,7 @@ class Client:
 
     def __init__(self, call: Call, send: Send) -> None:
         self.call = call
-        self.exchange: Exchange | None = None  # paused while the client is slow
+        self.exchanges: tuple[Exchange, ...] = ()  # paused while the client is slow
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._blocked: asyncio.Task[None] | None = None
@@ -73,6 +73,12 @@ class Client:
         self.call.bytes_out += len(data)
         self._push({"type": "http.response.body", "body": data, "more_body": True})
 
+    def answer(self, data: bytes) -> None:
+        """`write` of what an engine said."""
+        if self.call.first_byte is None:
+            self.call.first_byte = clock()
+        self.write(data)
+
     async def finish(self) -> None:
         """End a stream, after all that was written."""
         if self._blocked is not None:
@@ -95,8 +101,8 @@ class Client:
             waits_for = sending.send(None)
         except StopIteration:
             return
-        if self.exchange is not None:
-            self.exchange.pause()
+        for exchange in self.exchanges:
+            exchange.pause()
         self._blocked = self._loop.create_task(self._unblock(Suspended(sending, waits_for)))
 
     async def _unblock(self, sending: Suspended) -> None:
@@ -104,8 +110,8 @@ class Client:
         while self._backlog:
             await self._send(self._backlog.pop(0))
         self._blocked = None
-        if self.exchange is not None:
-            self.exchange.resume()
+        for exchange in self.exchanges:
+            exchange.resume()
 
 
 class Suspended:
@@ -186,10 +192,11 @@ async def relay(
     pulse = Pulse(client, keep_alive) if keep_alive else None
     opened: Opened | None = None
     try:
-        opened = await answer
-        await _deliver(client, opened)
-    except ApiError as exc:
-        await _fail(client, endpoint, exc)
+        try:
+            opened = await answer
+            await _deliver(client, opened)
+        except ApiError as exc:
+            await _fail(client, endpoint, exc)
     except Unsayable:
         return  # the server closes the connection of an answer that wasn't finished
     except asyncio.CancelledError:
@@ -218,64 +225,55 @@ async def _deliver(client: Client, opened: Opened) -> None:
         if not call.started:
             await client.respond(200, answer.content_type, answer.body, answer.headers)
         else:  # a stream was asked for and kept alive, and the engine answered with one object after all
-            call.first_byte = clock()
-            client.write(b"data: " + answer.body + b"\n\ndata: [DONE]\n\n")
+            client.answer(b"data: " + answer.body + b"\n\ndata: [DONE]\n\n")
             await client.finish()
         return
     if not call.started:
         client.head(answer.content_type, answer.headers)
-    call.first_byte = clock()
-    if answer.first:
-        client.write(answer.first)
-    if answer.failed is not None:
-        call.failed(answer.failed)
-    else:
-        await _pump(client, opened, answer)
-    call.usage = answer.decoder.usage
+    client.exchanges = tuple(source.exchange for source in answer.sources)
+    try:
+        if len(answer.sources) == 1:
+            await _pump(client, opened, answer.sources[0])
+        else:
+            await together(_pump(client, opened, source) for source in answer.sources)
+    except ApiError as exc:
+        call.failed(exc)
+        decoders = [source.decoder for source in answer.sources]
+        last_words = b"".join(decoder.take_pending() for decoder in decoders) + decoders[0].error(exc)
+        if not last_words:
+            raise Unsayable from None
+        client.write(last_words)
+    call.usage = next((s.decoder.usage for s in answer.sources if s.decoder.usage is not None), None)
     await client.finish()
 
 
-async def _pump(client: Client, opened: Opened, answer: Streaming) -> None:
-    """Every further piece, decoded and written as it arrives."""
-    exchange, decoder = answer.exchange, answer.decoder
-    client.exchange = exchange
+async def _pump(client: Client, opened: Opened, source: Source) -> None:
+    """One engine stream: every piece decoded and written as it arrives. Raises `ApiError` for what ends it early."""
+    if source.opening is not None:
+        source = await source.opening
+    exchange, decoder = source.exchange, source.decoder
     loop = asyncio.get_running_loop()
     linger: asyncio.TimerHandle | None = None
 
-    def on_piece(data: bytes) -> None:
+    def wrote(out: bytes) -> None:
         nonlocal linger
-        try:
-            out = decoder.feed(data)
-        except ApiError as exc:
-            client.call.failed(exc)
-            out = decoder.take_pending() + decoder.error(exc)
         if out:
-            client.write(out)
+            client.answer(out)
         if decoder.cut:
             exchange.finish()
         elif decoder.done and linger is None:
             linger = loop.call_later(LINGER, exchange.finish)
 
     try:
-        if decoder.cut:
-            exchange.finish()
-        elif decoder.done:
-            linger = loop.call_later(LINGER, exchange.finish)
-        await exchange.pump(on_piece)
+        wrote(source.first)
+        if source.failed is not None:
+            raise source.failed
+        await exchange.pump(lambda data: wrote(decoder.feed(data)))
         if not decoder.done:
-            client.write(decoder.flush())
-    except ApiError as exc:
-        client.call.failed(exc)
-        client.write(decoder.take_pending() + decoder.error(exc))
+            wrote(decoder.flush())
     except TransportError as exc:
-        if decoder.done:
-            return
-        broken = opened.broken(exc)
-        client.call.failed(broken)
-        last_words = decoder.take_pending() + decoder.error(broken)
-        if not last_words:
-            raise Unsayable from None
-        client.write(last_words)
+        if not decoder.done:
+            raise opened.broken(exc) from None
     finally:
         if linger is not None:
             linger.cancel()

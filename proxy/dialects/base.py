@@ -6,7 +6,7 @@ comes back, and feeds it what the engine answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -64,17 +64,31 @@ class Target:
     image_urls: ImageUrls = "passthrough"
     strict_params: bool = False  # refuse what can't be expressed instead of dropping and reporting it
     options: Mapping[str, Any] = field(default_factory=dict)  # members set for this backend where absent
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what earlier requests learned of this backend
     healthy: bool = False  # it answers probes as its kind does, so a missing route is a missing ability
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The upstream call. `path` begins behind the base URL."""
+    """An upstream call. `path` begins behind the base URL."""
 
     path: str
     body: bytes
     content_type: str = "application/json"
-    dropped: tuple[str, ...] = ()  # members that the engine has no word for: `x-illm-dropped-params`
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What an engine answered, complete."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+    def header(self, name: bytes) -> str | None:
+        """The first header of that (lower-case) name."""
+        return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +134,59 @@ class StreamDecoder(Protocol):
 
 
 class ResponseDecoder(Protocol):
-    """The answer to one `Encoded` call."""
+    """The answer to the calls of one `Plan`."""
 
-    def reply(self, content_type: str, body: bytes) -> Reply:
-        """A 2xx answer that is complete. Raises `ApiError` where the engine says 200 and means an error."""
+    def reply(self, answers: Sequence[Answered]) -> Reply:
+        """2xx answers that are complete, one for each call, in order. Raises `ApiError` where an engine says 200 and
+        means an error."""
 
-    def failure(self, status: int, content_type: str, body: bytes, retry_after: str | None = None) -> ApiError:
-        """Any other answer, as the client shall see it; `retry_after` is that header of the engine's."""
+    def failure(self, answer: Answered) -> ApiError:
+        """Any other answer, as the client shall see it."""
 
-    def stream(self) -> StreamDecoder:
-        """A decoder for a streamed 2xx answer."""
+    def streams(self) -> Sequence[StreamDecoder]:
+        """A decoder for each call's streamed 2xx answer. Where there are several they share one client stream: each
+        returns what may be written as it comes, the last to end adds the end marker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be sent: several calls (a fan-out) run at once and end together."""
+
+    calls: tuple[Encoded, ...]
+    decoder: ResponseDecoder
+    dropped: tuple[str, ...] = ()  # members that the engine has no word for: `x-illm-dropped-params`
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A step: one more call to the same backend. Its answer, of any status, comes back as `Answered`."""
+
+    path: str
+    body: bytes | None = None  # None: a GET
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A step: an image from the network, by the rules for such URLs. Comes back as `Answered` with the media type
+    that its bytes show; what can't be had ends the request."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """A step: a fact about the backend, in `Target.facts` of every later request until the engine was down."""
+
+    name: str
+    value: Any
+
+
+# How a dialect that needs more than the request comes to its plan, or at once to the reply.
+Steps = Generator[Ask | Fetch | Learn, Answered, Plan | Reply]
 
 
 class Dialect(Protocol):
     """One wire format."""
 
-    def encode(self, request: Request, target: Target) -> tuple[Encoded, ResponseDecoder]:
+    def encode(self, request: Request, target: Target) -> Plan | Steps:
         """OpenAI to upstream. Raises `ApiError` for what that engine can't do or can't be sent."""

@@ -10,10 +10,11 @@ import openai
 from tests.conformance.clients import async_sdk
 from tests.conformance.outcome import Ignored
 from tests.conformance.subjects import CONTEXT, Subject
-from tests.engines.process import StillSo, wait_until
+from tests.engines.process import POLL, StillSo, wait_until
 from tests.engines.speech import FOREVER_WORD
 
-STOPS_WITHIN = 3.0  # seconds between a client's leaving and the engine's being idle
+STARTS_WITHIN = 30.0  # seconds between a request and the engine's being busy
+STOPS_WITHIN = 5.0  # seconds between a client's leaving and the engine's being idle; an endless answer takes many more
 ENDLESS: Any = [{"role": "user", "content": f"{FOREVER_WORD}, please"}]
 
 
@@ -26,7 +27,7 @@ def cancel_stream(subject: Subject) -> None:
         async for chunk in running:
             if chunk.choices and chunk.choices[0].delta.content:
                 break
-        await asyncio.to_thread(wait_until, subject.busy, 10, "the engine is busy")
+        await seen_busy(subject)
         await running.close()
 
     check_idle_after(subject, leave)
@@ -38,9 +39,10 @@ def cancel_plain(subject: Subject) -> None:
     async def leave(client: openai.AsyncOpenAI) -> None:
         create = client.chat.completions.create
         asked = asyncio.ensure_future(create(model=subject.chat, messages=ENDLESS, max_tokens=CONTEXT - 100))
-        busy = asyncio.ensure_future(asyncio.to_thread(wait_until, subject.busy, 10, "the engine is busy"))
+        busy = asyncio.ensure_future(seen_busy(subject))
         await asyncio.wait((asked, busy), return_when=asyncio.FIRST_COMPLETED)
         if asked.done():
+            busy.cancel()
             raise AssertionError(f"answered before the client could leave: {asked.result()!r:.300}")
         await busy
         asked.cancel()
@@ -48,6 +50,13 @@ def cancel_plain(subject: Subject) -> None:
             await asked
 
     check_idle_after(subject, leave)
+
+
+async def seen_busy(subject: Subject) -> None:
+    """Returns once the engine computes; raises TimeoutError."""
+    async with asyncio.timeout(STARTS_WITHIN):
+        while not await asyncio.to_thread(subject.busy):
+            await asyncio.sleep(POLL)
 
 
 def check_idle_after(subject: Subject, leave: Callable[[openai.AsyncOpenAI], Awaitable[None]]) -> None:

@@ -93,7 +93,7 @@ class Engine:
 
     async def listen(self, port: int = 0) -> None:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-        self.root = "http://127.0.0.1:%d" % self.server.sockets[0].getsockname()[1]
+        self.root = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     async def close(self) -> None:
         assert self.server is not None
@@ -199,7 +199,7 @@ async def gateway(settings: dict[str, Any], environ: Mapping[str, str] | None = 
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     serving = asyncio.ensure_future(server._serve(sockets=[sock]))
-    url = "http://127.0.0.1:%d" % sock.getsockname()[1]
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     try:
         await until(lambda: server.started or serving.done())
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:

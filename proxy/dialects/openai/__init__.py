@@ -7,9 +7,10 @@ can't take; answers pass but for the model's name, errors and what OpenAI's sche
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any, Final
 
-from proxy.dialects.base import Encoded, Endpoint, EngineKind, Reply, Request, ResponseDecoder, Target
+from proxy.dialects.base import Answered, Encoded, Endpoint, EngineKind, Plan, Reply, Request, Target
 from proxy.dialects.openai import content, tei, tgi
 from proxy.dialects.openai.errors import decode_error, decode_tgi_error, decode_tgi_event, is_missing_route
 from proxy.dialects.openai.gather import gather_chat, gather_completion
@@ -39,36 +40,30 @@ INCLUDE_USAGE: Final = Raw(b'{"include_usage":true}')
 class OpenAI:
     """A `Dialect`; stateless."""
 
-    def encode(self, request: Request, target: Target) -> tuple[Encoded, ResponseDecoder]:
+    def encode(self, request: Request, target: Target) -> Plan:
         path = path_for(request.endpoint, target)
         if request.form is not None:
             content_type, body = request.form.encode({"model": target.model, "framework": None})
-            return Encoded(path, body, content_type), Decoder(request, target)
-        if target.kind == "tgi":
+            return Plan((Encoded(path, body, content_type),), Decoder(request, target))
+        if target.kind == "tgi" and request.endpoint in _TEXT:
             return self._encode_tgi(request, target, path)
         if target.kind == "tei" and request.endpoint == "rerank":
-            return self._encode_tei_rerank(request, target, path)
+            asked = _load(request)
+            encoded = Encoded(path, dump(tei.encode_rerank(asked, target)))
+            return Plan((encoded,), TeiRerankDecoder(request, target, asked))
         wanted = _members(request, target)
-        if wanted is request.members and not content.needs_look(request.body):
-            return Encoded(path, request.body), Decoder(request, target)
         body = request.body if wanted is request.members else dump(wanted)
         if content.needs_look(body):
             parsed = load_object(body)
             if content.fix_parts(parsed, target):
                 body = dump(parsed)
-        return Encoded(path, body), Decoder(request, target)
+        return Plan((Encoded(path, body),), Decoder(request, target))
 
-    def _encode_tgi(self, request: Request, target: Target, path: str) -> tuple[Encoded, ResponseDecoder]:
+    def _encode_tgi(self, request: Request, target: Target, path: str) -> Plan:
         asked = _load(request)
-        if request.endpoint not in _TEXT:
-            return Encoded(path, request.body), Decoder(request, target)
         content.fix_parts(asked, target)
         body, dropped = tgi.encode(request.endpoint, asked, target)
-        return Encoded(path, dump(body), dropped=dropped), TgiDecoder(request, target, asked)
-
-    def _encode_tei_rerank(self, request: Request, target: Target, path: str) -> tuple[Encoded, ResponseDecoder]:
-        asked = _load(request)
-        return Encoded(path, dump(tei.encode_rerank(asked, target))), TeiRerankDecoder(request, target, asked)
+        return Plan((Encoded(path, dump(body)),), TgiDecoder(request, target, asked), dropped)
 
 
 class Decoder:
@@ -80,21 +75,25 @@ class Decoder:
         self._target = target
         self._several = _several(request)
 
-    def reply(self, content_type: str, body: bytes) -> Reply:
-        if content_type.startswith("text/event-stream"):
-            return self._fold(body)
-        if "json" not in content_type:
-            return Reply(body, content_type or "application/octet-stream")
-        return decode_json(self._endpoint, self._target, body)
+    def reply(self, answers: Sequence[Answered]) -> Reply:
+        (answer,) = answers
+        if answer.content_type.startswith("text/event-stream"):
+            return self._fold(answer.body)
+        if "json" not in answer.content_type:
+            return Reply(answer.body, answer.content_type or "application/octet-stream")
+        return decode_json(self._endpoint, self._target, answer.body)
 
-    def failure(self, status: int, content_type: str, body: bytes, retry_after: str | None = None) -> ApiError:
+    def failure(self, answer: Answered) -> ApiError:
         target = self._target
-        if target.healthy and is_missing_route(status, body):
+        if target.healthy and is_missing_route(answer.status, answer.body):
             return error("unsupported_endpoint", lacks(self._endpoint, target), param="model")
-        return decode_error(status, content_type, body, self._endpoint, target.backend, retry_after=retry_after)
+        return decode_error(
+            answer.status, answer.content_type, answer.body, self._endpoint, target.backend,
+            retry_after=answer.header(b"retry-after"),
+        )  # fmt: skip
 
-    def stream(self) -> PassThroughDecoder:
-        return PassThroughDecoder(self._endpoint, self._target, several=self._several)
+    def streams(self) -> tuple[PassThroughDecoder, ...]:
+        return (PassThroughDecoder(self._endpoint, self._target, several=self._several),)
 
     def _fold(self, body: bytes) -> Reply:
         """A stream that the client shall get as one object."""
@@ -117,24 +116,25 @@ class TgiDecoder(Decoder):
         self._asked = asked
         self._tools = tgi.has_tools_only(asked)
 
-    def reply(self, content_type: str, body: bytes) -> Reply:
+    def reply(self, answers: Sequence[Answered]) -> Reply:
+        (answer,) = answers
         try:
-            whole = self._fixer().whole(load_object(body))
+            whole = self._fixer().whole(load_object(answer.body))
         except InvalidJson:
             raise error(
                 "upstream_invalid_response", f"Backend '{self._target.backend}' answered no JSON object. Check its log."
             ) from None
         return Reply(dump(whole), usage=usage_of(whole))
 
-    def failure(self, status: int, content_type: str, body: bytes, retry_after: str | None = None) -> ApiError:
-        backend = self._target.backend
+    def failure(self, answer: Answered) -> ApiError:
         return decode_tgi_error(
-            status, content_type, body, self._endpoint, backend, tools=self._tools, retry_after=retry_after
-        )
+            answer.status, answer.content_type, answer.body, self._endpoint, self._target.backend,
+            tools=self._tools, retry_after=answer.header(b"retry-after"),
+        )  # fmt: skip
 
-    def stream(self) -> PassThroughDecoder:
+    def streams(self) -> tuple[PassThroughDecoder, ...]:
         fixer: Fixer = self._fixer()
-        return PassThroughDecoder(self._endpoint, self._target, fixer=fixer, failure=self._event_failure)
+        return (PassThroughDecoder(self._endpoint, self._target, fixer=fixer, failure=self._event_failure),)
 
     def _event_failure(self, event: JsonObject) -> ApiError:
         return decode_tgi_event(event, self._endpoint, self._target.backend, tools=self._tools)
@@ -150,9 +150,10 @@ class TeiRerankDecoder(Decoder):
         super().__init__(request, target)
         self._asked = asked
 
-    def reply(self, content_type: str, body: bytes) -> Reply:
+    def reply(self, answers: Sequence[Answered]) -> Reply:
+        (answer,) = answers
         try:
-            return Reply(dump(tei.decode_rerank(load(body), self._asked, self._target)))
+            return Reply(dump(tei.decode_rerank(load(answer.body), self._asked, self._target)))
         except InvalidJson:
             raise error(
                 "upstream_invalid_response", f"Backend '{self._target.backend}' answered no JSON to a rerank request."
