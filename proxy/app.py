@@ -52,14 +52,16 @@ def create_app(
         Limits(upstream.connect_timeout, upstream.response_timeout, upstream.idle_timeout, upstream.idle_connection)
     )
     metrics = Metrics(version=__version__, started=time.time())
-    forwarder = Forwarder(registry, transport, DIALECTS, metrics, ImageFetcher(), max_reply=upstream.max_reply)
+    client = new_client()
+    images = ImageFetcher(client, settings.images)
+    forwarder = Forwarder(registry, transport, DIALECTS, metrics, images, max_reply=upstream.max_reply)
     status = Status(registry, metrics, transport, started=int(time.time()))
     log = AccessLog()
     local = settings.discovery.local if settings.discovery.local is not None else not settings.backends
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        async with new_client() as client:
+        async with client:
             health = HealthLoop(registry, client)
             finder = LocalDiscovery(registry, health, client, own_port=own_port, demo=settings.demo) if local else None
             health.start()

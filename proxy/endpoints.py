@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from time import time
 from typing import Any, Final, get_args
 from urllib.parse import parse_qsl, unquote
 
@@ -108,7 +109,7 @@ class RelayEndpoint:
         if content_type.lower().startswith("multipart/form-data"):
             form = parse_form(content_type, body)
             stream = (form.text("stream") or "").lower() in ("true", "1")
-            request = Request(self._endpoint, b"", None, form, stream)
+            request = Request(self._endpoint, b"", None, form, stream, int(time()))
             return request, form.text("model"), parse_kind(form.text("framework"))
         try:
             parts = members(body)
@@ -127,7 +128,7 @@ class RelayEndpoint:
         if added:
             parts |= added
             body = dump(parts)
-        return Request(self._endpoint, body, parts, None, _flag(parts, "stream")), model, framework
+        return Request(self._endpoint, body, parts, None, _flag(parts, "stream"), int(time())), model, framework
 
 
 class ClientLeft(Exception):

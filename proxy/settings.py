@@ -183,6 +183,17 @@ class UpstreamSettings(Section):
     max_reply: Size = Field(default=64 * MiB, description="Largest answer of those that must be held whole.")
 
 
+class ImageSettings(Section):
+    """Images that the gateway fetches, for engines that can't (TGI, Ollama)."""
+
+    allow_private: bool = Field(
+        default=False, description="Also from loopback and private addresses: whoever may ask can then reach them."
+    )
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        default=(80, 443, 8080, 8443), description="Ports that may be fetched from."
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Built directly it takes its arguments only; `load_settings` reads the sources."""
 
@@ -201,6 +212,7 @@ class Settings(BaseSettings):
     discovery: DiscoverySettings = Field(default_factory=DiscoverySettings, description="Finding engines.")
     health: HealthSettings = Field(default_factory=HealthSettings, description="The active probe of each backend.")
     upstream: UpstreamSettings = Field(default_factory=UpstreamSettings, description="Connections to backends.")
+    images: ImageSettings = Field(default_factory=ImageSettings, description="Images fetched for engines.")
     framework: Kind | None = Field(
         default=None, description="The kind of engine for requests that don't say `framework`."
     )

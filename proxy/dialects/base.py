@@ -48,6 +48,7 @@ class Request:
     members: Members | None  # a JSON body's top-level members; None: it came as a form
     form: Form | None = None
     stream: bool = False
+    now: int = 0  # unix seconds when it arrived: a dialect has no clock
 
 
 @dataclass(frozen=True, slots=True)

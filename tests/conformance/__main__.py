@@ -55,7 +55,8 @@ def check_cell(name: str, row: str, subject: Subject, column: Column) -> bool:
     wanted = expected(name, row)
     good = result.outcome is wanted
     verdict = "" if good else f"   UNEXPECTED, should be {wanted.name}"
-    say(f"   {row:26} {result.outcome.name:12} {time.monotonic() - start:5.1f} s  {result.detail[:700]}{verdict}")
+    detail = result.detail[: 100 if good else 1000]
+    say(f"   {row:26} {result.outcome.name:12} {time.monotonic() - start:5.1f} s  {detail}{verdict}")
     return good
 
 

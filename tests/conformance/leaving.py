@@ -53,10 +53,13 @@ def cancel_plain(subject: Subject) -> None:
 
 
 async def seen_busy(subject: Subject) -> None:
-    """Returns once the engine computes; raises TimeoutError."""
-    async with asyncio.timeout(STARTS_WITHIN):
-        while not await asyncio.to_thread(subject.busy):
-            await asyncio.sleep(POLL)
+    """Returns once the engine computes; raises StillSo."""
+    try:
+        async with asyncio.timeout(STARTS_WITHIN):
+            while not await asyncio.to_thread(subject.busy):
+                await asyncio.sleep(POLL)
+    except TimeoutError:
+        raise StillSo(f"the engine was idle for {STARTS_WITHIN:g} s after the request") from None
 
 
 def check_idle_after(subject: Subject, leave: Callable[[openai.AsyncOpenAI], Awaitable[None]]) -> None:

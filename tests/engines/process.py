@@ -135,6 +135,8 @@ class ServerProcess:
             self._process.wait(TERM_GRACE)
         self._signal(signal.SIGKILL)  # also children that outlived their parent
         self._process.wait()
+        with suppress(StillSo):  # killed is not yet gone
+            wait_until(self._group_is_gone, TERM_GRACE, "every child has ended")
         self._stopped = True
 
     def cpu_seconds(self) -> float:
@@ -145,6 +147,13 @@ class ServerProcess:
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
+
+    def _group_is_gone(self) -> bool:
+        try:
+            os.killpg(self.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            return True
+        return False
 
     def _report(self, what: str) -> str:
         tail = self.log_text()[-3000:]

@@ -79,7 +79,7 @@ class PassThroughDecoder:
         self._seen: set[int] = set()
         self._finished: set[int] = set()
         self._ended = False  # a terminal event went by, for endpoints without [DONE]
-        self._last = b""
+        self._last = b""  # the last typed event: an error's running number follows its
 
     # -- StreamDecoder ---------------------------------------------------------------------------------------
 
@@ -104,8 +104,7 @@ class PassThroughDecoder:
         for mark in self._marks:
             if mark in data:
                 return self._inspect(data)
-        self._last = data
-        return self._renamer.apply(data)
+        return self._rename(data)
 
     def flush(self) -> bytes:
         rest, self._rest = self._rest, b""
@@ -138,6 +137,7 @@ class PassThroughDecoder:
         """Skip comments before the first event (the head waits for an event) and learn how this engine writes."""
         if data.startswith(b"\xef\xbb\xbf"):
             data = data[3:]
+        data = data.lstrip(b"\r\n")  # the rest of a CRLF, say: no event yet
         while (found := _EVENT.match(data)) is not None and _only_comments(found[0]):
             data = data[found.end() :]
         if data:
@@ -150,7 +150,6 @@ class PassThroughDecoder:
 
     def _inspect(self, data: bytes) -> bytes:
         """The events of one read, one by one; what is decoded before an error waits in `pending`."""
-        self._last = data
         out: list[bytes] = []
         try:
             for raw in _EVENT.findall(data):
@@ -205,6 +204,7 @@ class PassThroughDecoder:
             self._ended = True
             if kind == "error":
                 raise self._failure(body)
+        self._last = raw
         if (usage := usage_of(body)) is not None:
             before = self.usage or Usage()  # message_start counts the prompt, message_delta the answer
             self.usage = Usage(usage.prompt or before.prompt, usage.completion or before.completion)
