@@ -10,10 +10,11 @@ Not here: the client's side (`relay`), what a dialect means, how bytes travel.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final
 
+from proxy.answer import Opened, Source, Streaming, Verbatim, Whole, broken, together
 from proxy.call import Call
 from proxy.dialects.base import (
     Answered,
@@ -28,18 +29,16 @@ from proxy.dialects.base import (
     Request,
     Steps,
     StreamDecoder,
-    Usage,
 )
 from proxy.errors import ApiError, error
 from proxy.events import CONTENT_TYPE
 from proxy.exchange import Exchange, TooLong
 from proxy.headers import RawHeaders, for_client
-from proxy.metrics import Metrics, Series
+from proxy.metrics import Metrics
 from proxy.pool import Backend, Replica, Route, select
 from proxy.registry import Registry
 from proxy.transport import ConnectFailed, ConnectionLost, Transport, TransportError, UpstreamTimeout
 
-T = TypeVar("T")
 Images = Callable[[str], Awaitable[tuple[str, bytes]]]  # URL -> media type, bytes; raises ApiError
 
 GENERATIONS: Final = frozenset(("chat", "completions", "responses", "messages"))
@@ -47,57 +46,6 @@ TURNED_AWAY: Final = frozenset((429, 503))
 ERROR_BODY: Final = 1024 * 1024  # bytes of an engine's error that are read
 STREAMED: Final = ("text/event-stream", "application/x-ndjson")
 _NOTED: Final = Answered(200, "", b"")
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """An answer that is complete."""
-
-    body: bytes
-    content_type: str
-    headers: RawHeaders
-    usage: Usage | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One engine stream: `first` is decoded already (or will be, by `opening`), the rest is still in `exchange`.
-    `failed`: nothing follows but this error."""
-
-    exchange: Exchange
-    decoder: StreamDecoder
-    first: bytes = b""
-    failed: ApiError | None = None
-    opening: asyncio.Task[Source] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Streaming:
-    """An answer that has begun, from one engine stream or, for a fan-out, several."""
-
-    sources: tuple[Source, ...]
-    content_type: str
-    headers: RawHeaders
-
-
-class Verbatim:
-    """A `StreamDecoder` for bodies that nobody here understands: audio, images."""
-
-    done = False
-    cut = False
-    usage: Usage | None = None
-
-    def feed(self, data: bytes) -> bytes:
-        return data
-
-    def flush(self) -> bytes:
-        return b""
-
-    def error(self, exc: ApiError) -> bytes:
-        return b""
-
-    def take_pending(self) -> bytes:
-        return b""
 
 
 class Forwarder:
@@ -283,7 +231,7 @@ class Forwarder:
                 ) from None
             body = b""
         except TransportError as exc:
-            raise _broken(backend, exc) from None
+            raise broken(backend, exc) from None
         return Answered(exchange.status, exchange.content_type, body, exchange.headers)
 
     async def _first_event(self, exchange: Exchange, decoder: StreamDecoder, backend: Backend) -> Source:
@@ -307,7 +255,7 @@ class Forwarder:
         try:
             return await exchange.next()
         except TransportError as exc:
-            raise _broken(backend, exc) from None
+            raise broken(backend, exc) from None
 
     async def _fetch(self, url: str) -> Answered:
         media_type, data = await self._images(url)
@@ -316,45 +264,6 @@ class Forwarder:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-class Opened:
-    """An answer and what it holds: a place at its backend, connections, perhaps tasks. Close it; twice is harmless."""
-
-    __slots__ = ("_backend", "_exchanges", "_series", "answer", "tasks")
-
-    answer: Whole | Streaming
-
-    def __init__(self, backend: Backend, series: Series) -> None:
-        self._backend: Backend | None = backend
-        self._series = series
-        self._exchanges: list[Exchange] = []
-        self.tasks: list[asyncio.Task[Source]] = []
-        series.started()
-
-    def exchange(self) -> Exchange:
-        """One more, closed with this."""
-        exchange = Exchange()
-        self._exchanges.append(exchange)
-        return exchange
-
-    def broken(self, exc: TransportError) -> ApiError:
-        """The engine broke off inside a stream."""
-        backend = self._backend
-        assert backend is not None
-        if isinstance(exc, ConnectionLost):
-            backend.breaker.strike(asyncio.get_running_loop().time())
-        return _broken(backend, exc)
-
-    def close(self) -> None:
-        backend, self._backend = self._backend, None
-        for task in self.tasks:
-            task.cancel()
-        for exchange in self._exchanges:
-            exchange.close()
-        if backend is not None:
-            backend.leave()
-            self._series.ended()
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,20 +287,6 @@ class Line:
         return b"%b%b\r\n" % (self.backend.request_head("GET", path), self.headers)
 
 
-async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results, in order. The first failure cancels the others and is raised."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()
-        return [task.result() for task in tasks]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 def _passing(exchange: Exchange, plan: Plan) -> RawHeaders:
     return for_client(exchange.headers) + _dropped(plan)
 
@@ -405,10 +300,4 @@ def _unreachable(backend: Backend, exc: TransportError) -> ApiError:
         "backend_unavailable",
         f"Backend '{backend.name}' can't be reached: {exc}. Check that its engine is running and that its base_url "
         "is right.",
-    )
-
-
-def _broken(backend: Backend, exc: TransportError) -> ApiError:
-    return error(
-        "upstream_incomplete", f"Backend '{backend.name}' broke off: {exc}. Its log says why; trying again may help."
     )

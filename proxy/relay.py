@@ -12,12 +12,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from typing import Any, Final
 
+from proxy.answer import Opened, Source, Whole, together
 from proxy.call import CLIENT_LEFT, Call, clock
 from proxy.dialects.base import Endpoint
 from proxy.errors import ApiError, error
 from proxy.events import CONTENT_TYPE, KEEP_ALIVE, error_events
 from proxy.exchange import Exchange
-from proxy.forward import Opened, Source, Whole, together
 from proxy.headers import RawHeaders
 from proxy.transport import TransportError
 from proxy.wire import dump_error

@@ -1,0 +1,132 @@
+"""What `forward` opens and `relay` sees through: an answer, whole or begun, and what it holds until it is closed.
+
+Types, and the little that both sides do with them. No routing, no dialects, nothing of the client's side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from proxy.dialects.base import StreamDecoder, Usage
+from proxy.errors import ApiError, error
+from proxy.exchange import Exchange
+from proxy.headers import RawHeaders
+from proxy.metrics import Series
+from proxy.pool import Backend
+from proxy.transport import ConnectionLost, TransportError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An answer that is complete."""
+
+    body: bytes
+    content_type: str
+    headers: RawHeaders
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One engine stream: `first` is decoded already (or will be, by `opening`), the rest is still in `exchange`.
+    `failed`: nothing follows but this error."""
+
+    exchange: Exchange
+    decoder: StreamDecoder
+    first: bytes = b""
+    failed: ApiError | None = None
+    opening: asyncio.Task[Source] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """An answer that has begun, from one engine stream or, for a fan-out, several."""
+
+    sources: tuple[Source, ...]
+    content_type: str
+    headers: RawHeaders
+
+
+class Verbatim:
+    """A `StreamDecoder` for bodies that nobody here understands: audio, images."""
+
+    done = False
+    cut = False
+    usage: Usage | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        return data
+
+    def flush(self) -> bytes:
+        return b""
+
+    def error(self, exc: ApiError) -> bytes:
+        return b""
+
+    def take_pending(self) -> bytes:
+        return b""
+
+
+class Opened:
+    """An answer and what it holds: a place at its backend, connections, perhaps tasks. Close it; twice is harmless."""
+
+    __slots__ = ("_backend", "_exchanges", "_series", "answer", "tasks")
+
+    answer: Whole | Streaming
+
+    def __init__(self, backend: Backend, series: Series) -> None:
+        self._backend: Backend | None = backend
+        self._series = series
+        self._exchanges: list[Exchange] = []
+        self.tasks: list[asyncio.Task[Source]] = []
+        series.started()
+
+    def exchange(self) -> Exchange:
+        """One more, closed with this."""
+        exchange = Exchange()
+        self._exchanges.append(exchange)
+        return exchange
+
+    def broken(self, exc: TransportError) -> ApiError:
+        """The engine broke off inside a stream."""
+        backend = self._backend
+        assert backend is not None
+        if isinstance(exc, ConnectionLost):
+            backend.breaker.strike(asyncio.get_running_loop().time())
+        return broken(backend, exc)
+
+    def close(self) -> None:
+        backend, self._backend = self._backend, None
+        for task in self.tasks:
+            task.cancel()
+        for exchange in self._exchanges:
+            exchange.close()
+        if backend is not None:
+            backend.leave()
+            self._series.ended()
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results, in order. The first failure cancels the others and is raised."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        return [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def broken(backend: Backend, exc: TransportError) -> ApiError:
+    """The error for an engine that broke off after its answer had begun."""
+    return error(
+        "upstream_incomplete", f"Backend '{backend.name}' broke off: {exc}. Its log says why; trying again may help."
+    )
