@@ -94,11 +94,8 @@ class Opened:
 
     def broken(self, exc: TransportError) -> ApiError:
         """The engine broke off inside a stream."""
-        backend = self._backend
-        assert backend is not None
-        if isinstance(exc, ConnectionLost):
-            backend.breaker.strike(asyncio.get_running_loop().time())
-        return broken(backend, exc)
+        assert self._backend is not None
+        return broken(self._backend, exc)
 
     def close(self) -> None:
         backend, self._backend = self._backend, None
@@ -126,7 +123,9 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def broken(backend: Backend, exc: TransportError) -> ApiError:
-    """The error for an engine that broke off after its answer had begun."""
+    """The error for an engine that broke off after its answer had begun; a strike, unless it was only slow."""
+    if isinstance(exc, ConnectionLost):
+        backend.breaker.strike(asyncio.get_running_loop().time())
     return error(
         "upstream_incomplete", f"Backend '{backend.name}' broke off: {exc}. Its log says why; trying again may help."
     )

@@ -112,15 +112,20 @@ class RelayEndpoint:
             request = Request(self._endpoint, b"", None, form, stream, int(time()))
             return request, form.text("model"), parse_kind(form.text("framework"))
         try:
-            parts = members(body)
+            return self._read_json(body)
         except InvalidJson as exc:
             raise bad_json(exc) from None
+
+    def _read_json(self, body: bytes) -> tuple[Request, str | None, EngineKind | None]:
+        """Raises `InvalidJson`, also for a value that only a closer look finds wrong."""
+        parts = members(body)
         model = _text(parts, "model")
         if self._endpoint == "embeddings":
             model = _text(parts, "embedding_model") or model
         framework = parse_kind(_text(parts, "framework"))
         if self._endpoint in _AUDIO_IN:
-            return Request(self._endpoint, b"", None, audio_form(load_object(body))), model, framework
+            form = audio_form(load_object(body))
+            return Request(self._endpoint, b"", None, form, _flag(parts, "stream"), int(time())), model, framework
         needed = REQUIRED.get(self._endpoint)
         if needed is not None and needed not in parts:
             raise error("missing_required_parameter", f"`{needed}` is missing.", param=needed)

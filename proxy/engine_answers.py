@@ -74,6 +74,26 @@ def ollama_models(value: Any) -> tuple[ModelInfo, ...] | None:
     return _unique(found)
 
 
+def ollama_shown(value: Any, listed: ModelInfo) -> ModelInfo | None:
+    """`/api/show`: the model's own context length, and the capabilities that are to be trusted."""
+    info = value.get("model_info") if isinstance(value, dict) else None
+    if not isinstance(info, dict):
+        return None
+    length = info.get(f"{info.get('general.architecture')}.context_length")
+    created = listed.created if listed.created is not None else _seconds(value.get("modified_at"))
+    return _model(listed.id, length, listed.owned_by, created, value.get("capabilities"))
+
+
+def ollama_contexts(value: Any) -> dict[str, int]:
+    """`/api/ps`: the context that each loaded model really has."""
+    found = {}
+    for entry in _objects(value.get("models") if isinstance(value, dict) else None):
+        name, length = entry.get("model") or entry.get("name"), entry.get("context_length")
+        if isinstance(name, str) and isinstance(length, int) and not isinstance(length, bool) and length > 0:
+            found[name] = length
+    return found
+
+
 _TEI_TASKS: Final = {"embedding": "embed", "reranker": "rerank", "classifier": "classify"}
 
 

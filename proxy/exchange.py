@@ -111,10 +111,11 @@ class Exchange:
     async def pump(self, consumer: Callable[[bytes], None]) -> None:
         """Hand every further piece to `consumer` inside the read callback, until the body ends or `finish`.
         Raises `TransportError`. Between two pieces the consumer may `pause` and `resume`."""
-        if self._pieces:
-            consumer(await self.next())
+        held = await self.next() if self._pieces else b""
         self._consumer = consumer
-        self.resume()
+        self.resume()  # before the consumer is called: it may pause
+        if held:
+            consumer(held)
         while not self._ended:
             if self._failure is not None:
                 raise self._failure

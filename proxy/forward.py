@@ -43,6 +43,7 @@ Images = Callable[[str], Awaitable[tuple[str, bytes]]]  # URL -> media type, byt
 
 GENERATIONS: Final = frozenset(("chat", "completions", "responses", "messages"))
 TURNED_AWAY: Final = frozenset((429, 503))
+DIED: Final = "backend_unavailable"  # perhaps of this very request, which then must not go to another
 ERROR_BODY: Final = 1024 * 1024  # bytes of an engine's error that are read
 STREAMED: Final = ("text/event-stream", "application/x-ndjson")
 _NOTED: Final = Answered(200, "", b"")
@@ -87,6 +88,7 @@ class Forwarder:
                     raise failure from None
             except ApiError as exc:
                 again = exc.status in TURNED_AWAY and request.endpoint in GENERATIONS and not turned_away
+                again = again and exc.code != DIED
                 if call.started or not again or len(tried) == len(route.replicas):
                     raise
                 turned_away = True

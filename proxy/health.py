@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import replace
 from typing import Final
 
 import httpx
 
+from proxy.describe import describe_ollama
 from proxy.discovery import probe
 from proxy.pool import Backend
 from proxy.registry import Registry
@@ -81,6 +83,9 @@ class HealthLoop:
         except Exception:  # a bug must not end the watch: the backend would keep its last state for ever
             log.exception("probe of backend '%s'", backend.name)
             return
+        if found.state == backend.state == "ready" and backend.kind == "ollama":  # a new one serves first
+            models = await describe_ollama(self._client, settings.root, key, found.models, backend.described)
+            found = replace(found, models=models)
         before = backend.state
         if backend.learn(found, down_after=self._settings.down_after, up_after=self._settings.up_after):
             self._registry.rebuild()

@@ -37,7 +37,10 @@ class Cors:
     def allows(self, origin: str) -> bool:
         if self._any or origin in self._origins:
             return True
-        url = urlsplit(origin)
+        try:
+            url = urlsplit(origin)
+        except ValueError:
+            return False
         host = f"[{url.hostname}]" if url.hostname and ":" in url.hostname else url.hostname
         return f"{url.scheme}://{host}" in self._origins
 

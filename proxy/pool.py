@@ -40,6 +40,7 @@ class Backend:
         self.state: State = "unknown"
         self.detail = "not asked yet"
         self.models: tuple[ModelInfo, ...] = ()
+        self.described: dict[tuple[str, int | None], ModelInfo] = {}  # by name and version; `describe` fills it
         self.breaker = Breaker()
         self.facts: dict[str, Any] = {}  # what a dialect learned of it; void once it was down
         self.in_flight = 0
@@ -95,6 +96,7 @@ class Backend:
             prefix=self.prefix,
             reasoning_field=settings.reasoning_field,
             image_urls=settings.image_urls,
+            chat_mode=settings.chat_mode,
             strict_params=settings.strict_params,
             options=settings.options,
             facts=self.facts,
@@ -131,7 +133,7 @@ class Backend:
             except asyncio.CancelledError:
                 if place.done() and not place.cancelled():  # the place was given in the same turn: pass it on
                     self.leave()
-                else:
+                elif place in self._queue:  # `leave` in the same turn has thrown it out already
                     self._queue.remove(place)
                 raise
             return  # `leave` has counted us already

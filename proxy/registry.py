@@ -106,6 +106,8 @@ class Registry:
         names = self._names(kinds)
         if len(names) == 1:
             return names[0]
+        if not names and (loading := self._loading(kinds)) is not None:
+            raise loading
         what = "`model` is missing." if names else "`model` is missing, and no backend lists one yet."
         raise error("missing_required_parameter", f"{what} {self._known(names)}", param="model")
 
@@ -136,7 +138,18 @@ class Registry:
             if not kinds or any(replica.backend.kind in kinds for replica in route.replicas)
         ]
 
+    def _loading(self, kinds: Kinds) -> ApiError | None:
+        """The error for a model that nobody lists because the backends that may have it still load."""
+        loading = [b for b in self.backends.values() if b.state == "loading" and (not kinds or b.kind in kinds)]
+        if not loading:
+            return None
+        told = ", ".join(f"'{b.name}' ({b.detail})" for b in loading)
+        return error("model_loading", f"The model isn't there yet. Still loading: {told}. Try again in a moment.")
+
     def _unknown(self, model: str, framework: EngineKind | None = None, kinds: Kinds = frozenset()) -> ApiError:
+        awaited = model in self.snapshot.names or not self._names(kinds)
+        if awaited and (loading := self._loading(kinds)) is not None:
+            return loading
         where = f" on a backend of kind '{framework}'" if framework else ""
         down = [f"'{b.name}' ({b.detail})" for b in self.backends.values() if b.state in ("down", "loading")]
         absent = f" Not available at the moment: {', '.join(down)}." if down else ""

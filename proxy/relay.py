@@ -40,13 +40,14 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._blocked: asyncio.Task[None] | None = None
         self._backlog: list[Message] = []
+        self._ending = False
         self.wrote = self._loop.time()
 
     async def respond(self, status: int, content_type: str, body: bytes, headers: RawHeaders) -> None:
         """A whole response; waits while the client is slow."""
         call = self.call
         call.status = status
-        call.started = True
+        call.started = self._ending = True
         call.first_byte = clock() if status < 400 else None
         call.bytes_out = len(body)
         head = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
@@ -81,9 +82,15 @@ class Client:
 
     async def finish(self) -> None:
         """End a stream, after all that was written."""
+        self._ending = True
         if self._blocked is not None:
             await self._blocked
         await self._send({"type": "http.response.body", "body": b""})
+
+    @property
+    def open(self) -> bool:
+        """May something be written that isn't the answer? Not behind its end, nor to a client that doesn't read."""
+        return self._blocked is None and not self._ending
 
     def close(self) -> None:
         """Nothing more will be written."""
@@ -94,6 +101,7 @@ class Client:
         """Run the server's `send` here and now; it waits for nothing but a client that reads too slowly."""
         if self._blocked is not None:
             self._backlog.append(message)
+            self._hold()
             return
         sending = self._send(message)
         assert isinstance(sending, Coroutine)
@@ -101,9 +109,12 @@ class Client:
             waits_for = sending.send(None)
         except StopIteration:
             return
+        self._hold()
+        self._blocked = self._loop.create_task(self._unblock(Suspended(sending, waits_for)))
+
+    def _hold(self) -> None:
         for exchange in self.exchanges:
             exchange.pause()
-        self._blocked = self._loop.create_task(self._unblock(Suspended(sending, waits_for)))
 
     async def _unblock(self, sending: Suspended) -> None:
         await sending
@@ -310,7 +321,8 @@ class Pulse:
         if silent < self._interval:
             self._timer = self._loop.call_later(self._interval - silent, self._beat)
             return
-        if not client.call.started:
-            client.head(CONTENT_TYPE, [])
-        client.write(KEEP_ALIVE)
+        if client.open:
+            if not client.call.started:
+                client.head(CONTENT_TYPE, [])
+            client.write(KEEP_ALIVE)
         self._timer = self._loop.call_later(self._interval, self._beat)

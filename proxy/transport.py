@@ -58,6 +58,10 @@ class UpstreamTimeout(TransportError):
         super().__init__(message, reached=True)
 
 
+class SurplusAnswer(Exception):
+    """Two answers in one read to one request; stops the parser between them."""
+
+
 class Receiver(Protocol):
     """Who is told what comes back. Called from the event loop's read callback: none of these may block."""
 
@@ -183,9 +187,11 @@ class Connection(asyncio.Protocol):
         self._answered = True
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as exc:
-            self._fail(ConnectionLost(f"what it answered is not HTTP ({exc})"))
-            return
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            if not self._complete:
+                self._fail(ConnectionLost(f"what it answered is not HTTP ({exc})"))
+                return
+            self._keep = False  # it said more than it was asked: the answer stands, the connection doesn't
         self._deliver()
 
     def eof_received(self) -> None:
@@ -206,6 +212,10 @@ class Connection(asyncio.Protocol):
             receiver.on_lost(ConnectionLost("it closed the connection without an answer", stale=self.reused))
 
     # -- httptools -------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise SurplusAnswer
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))

@@ -1,3 +1,3 @@
-"""What all tests share: the fixtures of real engines. A test that needs an engine which can't be had here is skipped."""
+"""What all tests share: the fixtures of real engines. A test whose engine can't be had here is skipped."""
 
 pytest_plugins = ["tests.engines.fixtures"]

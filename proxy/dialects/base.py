@@ -37,6 +37,7 @@ Endpoint = Literal[
 ]
 ReasoningField = Literal["passthrough", "reasoning_content", "reasoning", "both"]
 ImageUrls = Literal["passthrough", "fetch", "reject"]
+ChatMode = Literal["native", "openai", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Target:
     prefix: str = "/v1"  # what the engine puts before OpenAI's paths; Infinity has none by default
     reasoning_field: ReasoningField = "passthrough"
     image_urls: ImageUrls = "passthrough"
+    chat_mode: ChatMode = "auto"  # TGI: its own wire format or its /v1
     strict_params: bool = False  # refuse what can't be expressed instead of dropping and reporting it
     options: Mapping[str, Any] = field(default_factory=dict)  # members set for this backend where absent
     facts: Mapping[str, Any] = field(default_factory=dict)  # what earlier requests learned of this backend

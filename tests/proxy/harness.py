@@ -193,7 +193,8 @@ async def gateway(settings: dict[str, Any], environ: Mapping[str, str] | None = 
     settings = {"discovery": {"local": False}} | settings
     log: list[dict[str, Any]] = []
     built = create_app(load_settings(None, environ or {}, settings), sink=log.append)
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio asks: no delay for TCP only
+    sock.bind(("127.0.0.1", 0))
     config = uvicorn.Config(built.app, http="httptools", lifespan="on", log_level="error", access_log=False,
                             timeout_graceful_shutdown=2)  # fmt: skip
     server = uvicorn.Server(config)

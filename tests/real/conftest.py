@@ -1,4 +1,4 @@
-"""One gateway in front of three real llama-servers (chat, embeddings, rerank) for all tests that only ask, and clients."""
+"""One gateway in front of three real llama-servers (chat, embeddings, rerank) for the tests that only ask; clients."""
 
 from collections.abc import AsyncIterator, Iterator
 

@@ -47,7 +47,7 @@ def get(url: str, **headers: str) -> httpx.Response:
     return httpx.get(url, headers={k.replace("_", "-"): v for k, v in headers.items()}, timeout=10, trust_env=False)
 
 
-def refusal(response: httpx.Response) -> dict[str, Any]:
+def refusal(response: Any) -> dict[str, Any]:
     """The error of an answer, whose envelope must be OpenAI's whole one."""
     assert response.headers["content-type"] == "application/json"
     (envelope,) = response.json().items()

@@ -112,7 +112,7 @@ def test_logprobs(sdk: openai.OpenAI) -> None:
     assert [entry.token for entry in told.content or ()] == list(WORDS[:3])
     for entry in told.content or ():
         assert entry.logprob > -0.001
-        assert [top.token for top in entry.top_logprobs][0] == entry.token
+        assert next(top.token for top in entry.top_logprobs) == entry.token
         assert len(entry.top_logprobs) == 2
     asked: Any = {"model": PUBLIC, "messages": HI, "logprobs": True, "stream": True, "max_tokens": 3}
     streamed = [c.choices[0].logprobs for c in sdk.chat.completions.create(**asked)]
@@ -129,7 +129,8 @@ def test_tool_call_and_the_answer_to_its_result(sdk: openai.OpenAI) -> None:
     answer = sdk.chat.completions.create(model=PUBLIC, messages=HI, tools=[TOOL])
     (choice,) = answer.choices
     assert choice.finish_reason == "tool_calls"
-    (call,) = choice.message.tool_calls or ()
+    calls: Any = choice.message.tool_calls
+    (call,) = calls
     assert call.type == "function"
     assert (call.function.name, json.loads(call.function.arguments)) == (TOOL_NAME, json.loads(TOOL_ARGUMENTS))
     assert call.id
@@ -153,7 +154,8 @@ def test_streamed_tool_call(sdk: openai.OpenAI) -> None:
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     with sdk.chat.completions.stream(model=PUBLIC, messages=HI, tools=[TOOL]) as stream:
         final = stream.until_done().get_final_completion()
-    (call,) = final.choices[0].message.tool_calls or ()
+    tool_calls: Any = final.choices[0].message.tool_calls
+    (call,) = tool_calls
     assert (call.function.name, json.loads(call.function.arguments)) == (TOOL_NAME, json.loads(TOOL_ARGUMENTS))
 
 

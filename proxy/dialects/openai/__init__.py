@@ -7,16 +7,18 @@ can't take; answers pass but for the model's name, errors and what OpenAI's sche
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from proxy.dialects.base import Answered, Encoded, Endpoint, EngineKind, Plan, Reply, Request, Target
 from proxy.dialects.openai import content, tei, tgi
-from proxy.dialects.openai.errors import decode_error, decode_tgi_error, decode_tgi_event, is_missing_route
 from proxy.dialects.openai.gather import gather_chat, gather_completion
+from proxy.dialects.openai.gather_messages import gather_message
 from proxy.dialects.openai.paths import lacks, path_for
 from proxy.dialects.openai.reply import decode_json, usage_of
 from proxy.dialects.openai.stream import Fixer, PassThroughDecoder
+from proxy.dialects.shared.errors import decode_error, is_missing_route
+from proxy.dialects.shared.tgi_errors import decode_tgi_error, decode_tgi_event
 from proxy.errors import ApiError, error
 from proxy.framing import SseParser
 from proxy.wire import InvalidJson, JsonObject, Members, Raw, bad_json, dump, load, load_object
@@ -31,16 +33,28 @@ SYNONYMS: Final[dict[EngineKind, dict[str, str]]] = {
 }
 # transformers serve refuses members that it doesn't know; these it takes inside `generation_config`.
 GENERATION_CONFIG: Final = ("top_k", "min_p", "typical_p", "repetition_penalty")
-# llama-server answers these differently, or not at all, in a stream: asked for plainly.
+# Engines that go on generating for a plain request whose client has left, but stop at once when a stream is closed:
+# they are asked for a stream, which is gathered.
+GATHERED: Final[dict[EngineKind, dict[str, Raw]]] = {
+    "llamacpp": {"stream": Raw(b"true"), "stream_options": Raw(b'{"include_usage":true}')},
+    "transformers": {"stream": Raw(b"true")},
+}
+# The same for APIs whose streams have typed events and tell usage unasked.
+GATHERED_TYPED: Final[dict[EngineKind, frozenset[Endpoint]]] = {"llamacpp": frozenset(("responses", "messages"))}
+# Answered differently, or not at all, in a stream: asked for plainly.
 UNGATHERED: Final = frozenset(("logprobs", "top_logprobs", "n_probs", "verbose"))
-TRUE: Final = Raw(b"true")
-INCLUDE_USAGE: Final = Raw(b'{"include_usage":true}')
 
 
 class OpenAI:
     """A `Dialect`; stateless."""
 
     def encode(self, request: Request, target: Target) -> Plan:
+        try:
+            return self._encode(request, target)
+        except InvalidJson as exc:  # inside a member, where nobody has looked before
+            raise bad_json(exc) from None
+
+    def _encode(self, request: Request, target: Target) -> Plan:
         path = path_for(request.endpoint, target)
         if request.form is not None:
             content_type, body = request.form.encode({"model": target.model, "framework": None})
@@ -48,19 +62,19 @@ class OpenAI:
         if target.kind == "tgi" and request.endpoint in _TEXT:
             return self._encode_tgi(request, target, path)
         if target.kind == "tei" and request.endpoint == "rerank":
-            asked = _load(request)
+            asked = load_object(request.body)
             encoded = Encoded(path, dump(tei.encode_rerank(asked, target)))
             return Plan((encoded,), TeiRerankDecoder(request, target, asked))
         wanted = _members(request, target)
         body = request.body if wanted is request.members else dump(wanted)
         if content.needs_look(body):
-            parsed = load_object(body)
-            if content.fix_parts(parsed, target):
-                body = dump(parsed)
+            parts: JsonObject = {name: load(wanted[name]) for name in content.ROOTS if name in wanted}
+            if content.fix_parts(parts, target):
+                body = dump(wanted | parts)
         return Plan((Encoded(path, body),), Decoder(request, target))
 
     def _encode_tgi(self, request: Request, target: Target, path: str) -> Plan:
-        asked = _load(request)
+        asked = load_object(request.body)
         content.fix_parts(asked, target)
         body, dropped = tgi.encode(request.endpoint, asked, target)
         return Plan((Encoded(path, dump(body)),), TgiDecoder(request, target, asked), dropped)
@@ -100,12 +114,9 @@ class Decoder:
         decoder = PassThroughDecoder(self._endpoint, self._target, several=self._several)
         events = [e.data for e in SseParser().feed(decoder.feed(body) + decoder.flush()) if e.data is not None]
         chunks = [load_object(data) for data in events if not data.startswith("[DONE]")]
-        whole = _last_response(chunks) if self._endpoint == "responses" else self._join(chunks)
+        whole = _JOIN.get(self._endpoint, gather_completion)(chunks)
         whole["model"] = self._target.public
         return Reply(dump(whole), usage=usage_of(whole))
-
-    def _join(self, chunks: list[JsonObject]) -> JsonObject:
-        return gather_chat(chunks) if self._endpoint == "chat" else gather_completion(chunks)
 
 
 class TgiDecoder(Decoder):
@@ -180,11 +191,10 @@ def _members(request: Request, target: Target) -> Members:
         changes["stream_options"] = None  # vLLM: 400
     if target.kind == "transformers" and request.endpoint in _TEXT:
         changes |= _generation_config(members)
-    gather = target.kind == "llamacpp" and request.endpoint in _TEXT and not request.stream
-    if (
-        gather and not UNGATHERED & members.keys()
-    ):  # it goes on generating for a plain request whose client left; a closed stream it notices at once
-        changes |= {"stream": TRUE, "stream_options": INCLUDE_USAGE}
+    if request.endpoint in _TEXT and not request.stream and not UNGATHERED & members.keys():
+        changes |= GATHERED.get(target.kind, {})
+    if request.endpoint in GATHERED_TYPED.get(target.kind, ()) and not request.stream:
+        changes["stream"] = Raw(b"true")
     if not changes:
         return members
     merged: dict[str, Any] = members | changes
@@ -220,11 +230,11 @@ def _last_response(events: list[JsonObject]) -> JsonObject:
     raise error("upstream_incomplete", "The engine ended the answer before it was complete. Try again.")
 
 
-def _load(request: Request) -> JsonObject:
-    try:
-        return load_object(request.body)
-    except InvalidJson as exc:
-        raise bad_json(exc) from None
+_JOIN: Final[dict[Endpoint, Callable[[list[JsonObject]], JsonObject]]] = {
+    "chat": gather_chat,
+    "responses": _last_response,
+    "messages": gather_message,
+}
 
 
 def _new_id(prefix: str) -> str:

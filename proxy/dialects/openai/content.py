@@ -10,12 +10,11 @@ Pure: bodies in, bodies out. Not here: fetching, and the native dialects' own im
 
 from __future__ import annotations
 
-import binascii
 import re
 from typing import Final
-from urllib.parse import unquote_to_bytes
 
 from proxy.dialects.base import Target
+from proxy.dialects.shared.images import CONTROL, HTTP, data_url, inline_url
 from proxy.errors import ApiError, error
 from proxy.wire import JsonObject
 
@@ -36,18 +35,8 @@ _MEDIA: Final[dict[str, bool]] = {
 }
 # Where a body holds parts: OpenAI's and Anthropic's messages, Responses and embeddings input, and what vLLM's
 # score, rerank and pooling take. Members of parts that hold further parts follow.
-_ROOTS: Final = ("messages", "input", "documents", "query", "queries", "data_1", "data_2", "text_1", "text_2")
+ROOTS: Final = ("messages", "input", "documents", "query", "queries", "data_1", "data_2", "text_1", "text_2")
 _NESTED: Final = ("content", "output")
-
-_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
-)
-_HTTP: Final = re.compile(r"(https?)://[^/\s\\]", re.IGNORECASE)
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_SPACE: Final = b" \t\r\n\f\v"
 
 
 def needs_look(body: bytes) -> bool:
@@ -64,7 +53,7 @@ def fix_parts(body: JsonObject, target: Target) -> bool:
     base64 and, where none is given, the media type that their bytes show. Raises `ApiError` for what may not pass.
     """
     changed = False
-    for root in _ROOTS:
+    for root in ROOTS:
         value = body.get(root)
         if isinstance(value, (list, dict)):
             changed = _Walk(target, root).over(value) or changed
@@ -121,11 +110,7 @@ class _Walk:
 
     def _inline(self, part: JsonObject) -> None:
         given = part.pop("image_base64", None)
-        if not isinstance(given, str):
-            raise self._bad_image("`image_base64` must be a string of base64.")
-        if given[:5].lower() != "data:":
-            given = "data:;base64," + given
-        url = self._data_url(given)
+        url = inline_url(given, self._param)
         responses = self._param == "input"
         part["type"] = "input_image" if responses else "image_url"
         part["image_url"] = url if responses else {"url": url}
@@ -141,7 +126,7 @@ class _Walk:
         if image and data is not None:
             if not isinstance(data, str):
                 raise self._bad_image("An image source's `data` must be a string of base64.")
-            url = self._data_url(f"data:{source.get('media_type') or ''};base64,{data}")
+            url = data_url(f"data:{source.get('media_type') or ''};base64,{data}", self._param)
             media_type, _, data = url.removeprefix("data:").partition(";base64,")
             if (media_type, data) != (source.get("media_type"), source["data"]):
                 source["media_type"], source["data"] = media_type, data
@@ -152,9 +137,9 @@ class _Walk:
         if not isinstance(url, str):
             raise self._unsupported("A media URL must be a string.")
         if url[:5].lower() == "data:":
-            return self._data_url(url) if image else "data:" + url[5:]
-        http = _HTTP.match(url)
-        if http is None or _CONTROL.search(url):
+            return data_url(url, self._param) if image else "data:" + url[5:]
+        http = HTTP.match(url)
+        if http is None or CONTROL.search(url):
             raise self._unsupported(
                 f"Media must be given as http(s) or data: URLs, not {url[:40]!r}. Send a local file's bytes as "
                 "`data:<media type>;base64,…`."
@@ -166,49 +151,8 @@ class _Walk:
             )
         return http[1].lower() + url[len(http[1]) :]  # some engines know schemes in lower case only
 
-    def _data_url(self, url: str) -> str:
-        """An image's `data:` URL with a media type and standard base64; the same text where it has both."""
-        head, comma, payload = url[5:].partition(",")
-        media_type, *parameters = (word.strip() for word in head.lower().split(";"))
-        if not comma or "base64" not in parameters:
-            raise self._bad_image("An image's data: URL must be base64: `data:image/png;base64,…`.")
-        if media_type and not media_type.startswith("image/"):
-            raise self._bad_image(f"{media_type[:40]!r} is not an image type.")
-        if media_type and url.startswith(f"data:{media_type};base64,") and _is_standard(payload):
-            return url  # the usual case, without a copy of the picture
-        data = _decode(payload)
-        if not data:
-            raise self._bad_image("The image's base64 can't be decoded.")
-        media_type = media_type or _sniff(data)
-        if not media_type:
-            raise self._bad_image("The image is no PNG, JPEG, GIF or WebP; name its type in a data: URL.")
-        return f"data:{media_type};base64,{binascii.b2a_base64(data, newline=False).decode()}"
-
     def _unsupported(self, message: str) -> ApiError:
         return error("unsupported_value", message, param=self._param)
 
     def _bad_image(self, message: str) -> ApiError:
         return error("invalid_image_url", message, param=self._param)
-
-
-def _is_standard(payload: str) -> bool:
-    try:
-        return bool(binascii.a2b_base64(payload, strict_mode=True))
-    except ValueError:  # binascii.Error, or not ASCII
-        return False
-
-
-def _decode(payload: str) -> bytes | None:
-    """Standard or URL-safe base64, with or without padding, percent escapes or line breaks; None if it is neither."""
-    try:
-        raw = unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii")
-        raw = raw.translate(None, _SPACE).rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
-        return binascii.a2b_base64(raw + b"=" * (-len(raw) % 4), strict_mode=True)
-    except ValueError:
-        return None
-
-
-def _sniff(data: bytes) -> str:
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    return next((media_type for magic, media_type in _MAGIC if data.startswith(magic)), "")

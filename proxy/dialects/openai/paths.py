@@ -116,8 +116,8 @@ def path_for(endpoint: Endpoint, target: Target) -> str:
         able = ", ".join(TITLES[k] for k, paths in PATHS.items() if endpoint in paths and k != "openai")
         raise error(
             "unsupported_endpoint",
-            f"{TITLES[target.kind]} (backend '{target.backend}', model '{target.public}') has no "
-            f"{ABILITIES[endpoint]}. Engines that have it: {able}.",
+            f"{TITLES[target.kind]} (backend '{target.backend}', model '{target.public}') does not serve "
+            f"{ABILITIES[endpoint]}. Engines that do: {able}.",
             param="model",
         )
     return template.replace("{v1}", target.prefix)

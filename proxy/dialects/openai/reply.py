@@ -10,13 +10,16 @@ import re
 from typing import Any, Final
 
 from proxy.dialects.base import Endpoint, ReasoningField, Reply, Target, Usage
-from proxy.dialects.openai.errors import error_in_200
 from proxy.dialects.openai.names import Renamer
+from proxy.dialects.shared.errors import error_in_200
 from proxy.errors import error
 from proxy.wire import InvalidJson, JsonObject, Raw, dump, load, load_object, members
 
 SMALL: Final = 64 * 1024
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*\})')
+# Chat and completions; Responses and Messages, whose cached tokens are counted apart in the Messages API only.
+_PROMPT: Final = ("prompt_tokens", "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_COMPLETION: Final = ("completion_tokens", "output_tokens")
 _ODD_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(?:abort)?"')
 
 
@@ -86,9 +89,14 @@ def usage_of(body: JsonObject) -> Usage | None:
             counted = body[inner].get("usage")
     if not isinstance(counted, dict):
         return None
-    prompt = counted.get("prompt_tokens", counted.get("input_tokens"))
-    completion = counted.get("completion_tokens", counted.get("output_tokens"))
-    return Usage(prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0)
+    prompt = sum(_count(counted, name) for name in _PROMPT)
+    completion = sum(_count(counted, name) for name in _COMPLETION)
+    return Usage(prompt, completion)
+
+
+def _count(counted: JsonObject, name: str) -> int:
+    value = counted.get(name)
+    return value if isinstance(value, int) else 0
 
 
 def rename_reasoning(body: JsonObject, where: str, wanted: ReasoningField) -> bool:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from proxy.dialects.base import Endpoint, Target, Usage
-from proxy.dialects.openai.errors import decode_error_event
 from proxy.dialects.openai.names import Renamer
 from proxy.dialects.openai.reply import rename_reasoning, usage_of
+from proxy.dialects.shared.errors import decode_error_event
 from proxy.errors import ApiError, error
 from proxy.events import DONE, error_events
 from proxy.framing import Event, FrameTooLong, SseParser, complete_prefix
@@ -108,7 +108,7 @@ class PassThroughDecoder:
 
     def flush(self) -> bytes:
         rest, self._rest = self._rest, b""
-        if rest and not self.done:  # some servers leave out the last blank line
+        if rest and not self.done and _unbroken(rest):  # some servers leave out the last blank line
             self._pending = self._inspect(rest + b"\n\n") if self._begun else self._inspect(self._begin(rest + b"\n\n"))
         if self.done:
             return self.take_pending()
@@ -274,6 +274,13 @@ def _object(text: str) -> JsonObject | None:
         return load_object(text)
     except InvalidJson:
         return None
+
+
+def _unbroken(raw: bytes) -> bool:
+    """Does this last event lack nothing but its blank line? Where only the closed connection ends a body, a crash
+    looks like the end."""
+    data = [event.data for event in SseParser().feed(raw + b"\n\n")]
+    return all(d is None or d.startswith("[DONE]") or d == "null" or _object(d) is not None for d in data)
 
 
 def _only_comments(raw: bytes) -> bool:

@@ -1,7 +1,7 @@
 """TGI's own /v1 (`chat_mode: openai`), the two halves under one name.
 
-Requests are in `tgi_request` (messages in `tgi_messages`), answers in `tgi_reply`, error kinds in `errors`. All of it
-works on parsed JSON; framing and bytes are the caller's.
+Requests are in `tgi_request`, answers in `tgi_reply`; what native TGI needs too (messages, schemas, error kinds) is
+shared. All of it works on parsed JSON; framing and bytes are the caller's.
 """
 
 from __future__ import annotations

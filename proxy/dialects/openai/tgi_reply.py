@@ -4,7 +4,7 @@ One `ReplyFixer` for one answer, whole or streamed, on parsed JSON. It keeps acc
 streams leave things out: a tool call ends without a finish reason, usage comes on a chunk with text, and a token
 limit above 1024 is overrun.
 
-Not here: framing, errors (`errors`), the request (`tgi_request`).
+Not here: framing, errors (`tgi_errors`), the request (`tgi_request`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from proxy.dialects.base import Endpoint, Target
-from proxy.dialects.openai.errors import decode_tgi_event
 from proxy.dialects.openai.tgi_logprobs import LogprobQueue, whole_logprobs
-from proxy.dialects.openai.tgi_request import has_tools_only, output_limit, stop_strings, wants_usage, with_defaults
+from proxy.dialects.openai.tgi_request import has_tools_only
+from proxy.dialects.shared.openai_in import output_limit, stop_strings, wants_usage, with_defaults
+from proxy.dialects.shared.tgi_errors import decode_tgi_event
 from proxy.errors import ApiError, error
 from proxy.stop_filter import StopFilter
 from proxy.wire import JsonObject, dump

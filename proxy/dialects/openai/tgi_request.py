@@ -11,8 +11,17 @@ from __future__ import annotations
 from typing import Any, Final
 
 from proxy.dialects.base import Endpoint, Target
-from proxy.dialects.openai.tgi_messages import messages_for_tgi
-from proxy.dialects.openai.tgi_schemas import grammar, tool_for_tgi
+from proxy.dialects.shared.openai_in import (
+    is_integer,
+    number,
+    output_limit,
+    stop_strings,
+    version_of,
+    wants_usage,
+    with_defaults,
+)
+from proxy.dialects.shared.tgi_messages import messages_for_tgi
+from proxy.dialects.shared.tgi_schemas import grammar, tool_for_tgi
 from proxy.errors import error
 from proxy.wire import JsonObject
 
@@ -89,55 +98,11 @@ def encode(endpoint: Endpoint, body: JsonObject, target: Target) -> tuple[JsonOb
     return sent, dropped
 
 
-# -- members that answers depend on too ------------------------------------------------------------------------
-
-
-def with_defaults(body: JsonObject, target: Target) -> JsonObject:
-    """The request as it is meant: the backend's options where it is silent, and null as good as absent."""
-    return {**target.options, **{name: value for name, value in body.items() if value is not None}}
-
-
-def output_limit(endpoint: Endpoint, body: JsonObject) -> int | None:
-    """How many tokens the client wants at most. Raises `ApiError`."""
-    names = ("max_completion_tokens", "max_tokens") if endpoint == "chat" else ("max_tokens",)
-    for name in names:
-        value = body.get(name)
-        if value is None:
-            continue
-        if not _is_int(value) or value < 1:
-            raise error("invalid_value", f"`{name}` must be an integer of at least 1.", param=name)
-        return int(value)
-    return None
-
-
-def stop_strings(body: JsonObject) -> list[str]:
-    """`stop` as a list, without empty strings (which would end every answer at once). Raises `ApiError`."""
-    stop = body.get("stop")
-    stops = [stop] if isinstance(stop, str) else stop or []
-    if not isinstance(stops, list) or not all(isinstance(item, str) for item in stops):
-        raise error("invalid_value", "`stop` must be a string or a list of strings.", param="stop")
-    return [item for item in stops if item]
-
-
-def wants_usage(body: JsonObject) -> bool:
-    """True if the client asked for a usage chunk at the end of a stream."""
-    options = body.get("stream_options")
-    return body.get("stream") is True and isinstance(options, dict) and options.get("include_usage") is True
-
-
 def has_tools_only(body: JsonObject) -> bool:
     """True if a grammar that TGI complains of can only come from the tools."""
     form = body.get("response_format")
     plain = not isinstance(form, dict) or form.get("type") == "text"
     return bool(body.get("tools")) and plain
-
-
-def version_of(text: str | None) -> tuple[int, ...] | None:
-    """`3.3.6-dev0` -> (3, 3, 6); releases carry such suffixes too. None if unknown."""
-    try:
-        return tuple(int(part) for part in (text or "").lstrip("v").split("-")[0].split("."))
-    except ValueError:
-        return None
 
 
 # -- members of both endpoints ---------------------------------------------------------------------------------
@@ -154,16 +119,16 @@ def _set_limit(endpoint: Endpoint, sent: JsonObject, target: Target) -> None:
 
 def _sampling(endpoint: Endpoint, sent: JsonObject) -> tuple[str, ...]:
     """Bounds, TGI's exclusive ones, and what it has no word for; the names of what is lost."""
-    temperature = _number(sent, "temperature", 0, None)
-    top_p = _number(sent, "top_p", 0, 1)
-    _number(sent, "frequency_penalty", -2, 2)
-    _number(sent, "presence_penalty", -2, 2)
+    temperature = number(sent, "temperature", low=0)
+    top_p = number(sent, "top_p", low=0, high=1)
+    number(sent, "frequency_penalty", low=-2, high=2)
+    number(sent, "presence_penalty", low=-2, high=2)
     if top_p == 0:
         temperature = sent["temperature"] = 0
     if top_p in (0, 1) or temperature == 0:  # a top_p beside temperature 0 would switch sampling on again
         sent.pop("top_p", None)
     if "seed" in sent:
-        if not _is_int(sent["seed"]):
+        if not is_integer(sent["seed"]):
             raise error("invalid_value", "`seed` must be an integer.", param="seed")
         sent["seed"] %= SEED_RANGE
     lost: list[str] = []
@@ -175,7 +140,7 @@ def _sampling(endpoint: Endpoint, sent: JsonObject) -> tuple[str, ...]:
 
 def _single(sent: JsonObject) -> None:
     n = sent.pop("n", 1)
-    if not _is_int(n) or n < 1:
+    if not is_integer(n) or n < 1:
         raise error("invalid_value", "`n` must be an integer of at least 1.", param="n")
     if n > 1:
         raise error(
@@ -213,7 +178,7 @@ def _check_logprobs(sent: JsonObject) -> None:
     wanted, top = sent.get("logprobs"), sent.get("top_logprobs")
     if wanted is not None and not isinstance(wanted, bool):
         raise error("invalid_value", "`logprobs` must be true or false.", param="logprobs")
-    if top is not None and (wanted is not True or not _is_int(top) or not 0 <= top <= 20):
+    if top is not None and (wanted is not True or not is_integer(top) or not 0 <= top <= 20):
         raise error(
             "invalid_value", "`top_logprobs` needs `logprobs: true` and a value from 0 to 20.", param="top_logprobs"
         )
@@ -239,7 +204,7 @@ def _check_prompt(prompt: Any, batch: int) -> None:
     if prompt is None:
         raise error("missing_required_parameter", "`prompt` is missing.", param="prompt")
     prompts = prompt if isinstance(prompt, list) else [prompt]
-    if prompts and all(_is_int(item) or isinstance(item, list) for item in prompts) and isinstance(prompt, list):
+    if prompts and all(is_integer(item) or isinstance(item, list) for item in prompts) and isinstance(prompt, list):
         raise error("unsupported_value", "TGI takes prompts as text, not as token ids.", param="prompt")
     if not prompts or not all(isinstance(item, str) and item for item in prompts):
         raise error("invalid_value", "`prompt` must be a non-empty string or a list of them.", param="prompt")
@@ -259,18 +224,3 @@ def _set(sent: JsonObject, name: str, value: Any) -> None:
         sent.pop(name, None)
     else:
         sent[name] = value
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(sent: JsonObject, name: str, low: float, high: float | None) -> float | None:
-    """The member's value, within bounds. Raises `ApiError`."""
-    value = sent.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < low or (high or value) < value:
-        bounds = f"from {low} to {high}" if high is not None else f"of at least {low}"
-        raise error("invalid_value", f"`{name}` must be a number {bounds}.", param=name)
-    return value

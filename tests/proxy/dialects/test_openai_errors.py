@@ -9,16 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dialects.openai import errors
-from proxy.dialects.openai.errors import (
+from proxy.dialects.shared import errors
+from proxy.dialects.shared.errors import (
     decode_error,
     decode_error_event,
-    decode_tgi_error,
-    decode_tgi_event,
     error_in_200,
     is_missing_route,
 )
-from proxy.dialects.openai.faults import CONTEXT
+from proxy.dialects.shared.faults import CONTEXT
+from proxy.dialects.shared.tgi_errors import decode_tgi_error, decode_tgi_event
 from proxy.errors import ApiError
 from tests.vectors_support import cases, data, match
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from proxy.dialects.openai.errors import decode_tgi_event
 from proxy.dialects.openai.tgi import encode
+from proxy.dialects.shared.tgi_errors import decode_tgi_event
 from tests.proxy.dialects.tgi_support import check_chunks, check_whole_chat, fixer, run, target
 from tests.vectors_support import cases, match, sse_events
 

@@ -24,6 +24,7 @@ _ROLES: Final[dict[str, str]] = {
     "function": "tool",
 }
 _DATA_URL: Final = re.compile(r"data:(?:image/[^;,]+)?;base64,([A-Za-z0-9+/]+=*)", re.IGNORECASE)
+_LINK: Final = re.compile(r"!\[\]\((?!data:image/)")
 _MAGIC: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png"),
     (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
@@ -42,6 +43,11 @@ def messages_for_tgi(messages: Any, *, vision: bool, backend: str) -> list[JsonO
     return [_message(message, vision, backend) for message in messages]
 
 
+def without_links(prompt: str) -> str:
+    """A raw prompt for a vision model: pictures inside it stay, what would make TGI fetch something is broken up."""
+    return _LINK.sub("! [](", prompt)
+
+
 def _message(message: Any, vision: bool, backend: str) -> JsonObject:
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str) or role not in _ROLES:
@@ -49,6 +55,7 @@ def _message(message: Any, vision: bool, backend: str) -> JsonObject:
     sent: JsonObject = {"role": _ROLES[role]}
     content = _content(message.get("content"), vision, backend)
     calls = [_call(call) for call in _list(message.get("tool_calls"))] if role == "assistant" else []
+    calls = defused(calls) if vision else calls
     if calls and not content:
         sent["tool_calls"] = calls  # and no content member: even "" makes TGI lose the calls
     elif calls:
@@ -56,25 +63,39 @@ def _message(message: Any, vision: bool, backend: str) -> JsonObject:
     else:
         sent["content"] = content
     if isinstance(message.get("name"), str):
-        sent["name"] = message["name"]
+        sent["name"] = defused(message["name"]) if vision else message["name"]
     return sent
+
+
+def defused(value: Any) -> Any:
+    """The same JSON value with the pattern of an image broken up in each of its texts. For a vision model, wherever
+    a client's words get into a prompt."""
+    if isinstance(value, str):
+        return value.replace("![](", "! [](")
+    if isinstance(value, list):
+        return [defused(item) for item in value]
+    if isinstance(value, dict):
+        return {defused(name): defused(item) for name, item in value.items()}
+    return value
 
 
 def _content(content: Any, vision: bool, backend: str) -> str | list[JsonObject]:
     if content is None:
         return ""
     if isinstance(content, str):
-        return _defused(content) if vision else content
+        return str(defused(content)) if vision else content
     if not isinstance(content, list):
         raise _bad("A message's `content` must be a string or a list of parts.")
     parts = [_part(part, vision, backend) for part in content]
+    if vision:
+        parts = _joined(parts)
     return parts if any(part.get("text") != "" for part in parts) else ""
 
 
 def _part(part: Any, vision: bool, backend: str) -> JsonObject:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": _defused(part["text"]) if vision else part["text"]}
+        return {"type": "text", "text": part["text"]}
     if kind != "image_url":
         raise _unsupported(f"Backend '{backend}' (TGI) takes text and images, not parts of type {kind!r}.")
     if not vision:
@@ -135,8 +156,14 @@ def _with_text(content: str | list[JsonObject], more: str) -> str | list[JsonObj
     return content + more if isinstance(content, str) else [*content, {"type": "text", "text": more}]
 
 
-def _defused(text: str) -> str:
-    return text.replace("![](", "! [](")
+def _joined(parts: list[JsonObject]) -> list[JsonObject]:
+    """Neighbouring texts in one, as TGI joins them, so that no pattern hides in the seam; then defused."""
+    out: list[JsonObject] = []
+    for part in parts:
+        if out and part["type"] == out[-1]["type"] == "text":
+            part = {"type": "text", "text": out.pop()["text"] + part["text"]}
+        out.append(part)
+    return [defused(part) if part["type"] == "text" else part for part in out]
 
 
 def _list(value: Any) -> list[Any]:

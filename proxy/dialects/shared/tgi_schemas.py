@@ -22,7 +22,9 @@ def grammar(form: Any) -> JsonObject | None:
     if kind == "text":
         return None
     if kind == "regex":
-        return {"type": "regex", "value": form.get("value")}
+        if not isinstance(form.get("value"), str):
+            raise _format_error("invalid_value", "type regex needs its pattern in `value`")
+        return {"type": "regex", "value": form["value"]}
     if kind == "json_schema":
         inner = form.get("json_schema")
         schema = inner.get("schema") if isinstance(inner, dict) else form.get("value")
@@ -34,7 +36,7 @@ def grammar(form: Any) -> JsonObject | None:
         raise _format_error("invalid_value", "its type must be text, json_schema or regex")
     if not isinstance(schema, dict):
         raise _format_error("invalid_value", "it needs a JSON schema, which is an object")
-    if _leads_back(schema):
+    if leads_back(schema):
         raise _format_error("unsupported_value", "TGI can't take a schema with a $ref that leads back to itself")
     return {"type": "json", "value": schema}
 
@@ -74,8 +76,9 @@ def _refs(schema: Any) -> set[str]:
     return found
 
 
-def _leads_back(schema: JsonObject) -> bool:
-    """True if following references inside the schema can come round to one that is being followed."""
+def leads_back(schema: JsonObject) -> bool:
+    """True if following references inside the schema can come round to one that is being followed: such a schema is
+    never sent."""
     edges: dict[str, set[str]] = {}
     todo = list(_refs(schema))
     while todo:

@@ -1,0 +1,59 @@
+"""Which headers pass, in which direction, and whose request id counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.headers import find, for_client, for_upstream, request_id
+
+
+@pytest.mark.parametrize("offered", [b"a", b"A-z_0.9", b"x" * 128])
+def test_a_harmless_id_is_taken(offered: bytes) -> None:
+    assert request_id(offered) == offered
+
+
+@pytest.mark.parametrize("offered", [None, b"", b"a b", b"a\nb", b"x" * 129, "é".encode(), b'"a"', b"a\n"])
+def test_any_other_is_replaced(offered: bytes | None) -> None:
+    made = request_id(offered)
+
+    assert made != offered
+    assert request_id(made) == made
+    assert made != request_id(offered)
+
+
+PASS = [b"accept", b"accept-language", b"user-agent", b"traceparent", b"tracestate", b"baggage", b"x-session-id"]
+SECRET = [b"authorization", b"x-api-key", b"api-key", b"cookie", b"proxy-authorization", b"x-forwarded-for"]
+WRONG = [b"host", b"content-length", b"content-type", b"accept-encoding", b"transfer-encoding", b"connection",
+         b"upgrade", b"te", b"expect", b"x-request-id", b"origin", b"referer"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PASS)
+def test_what_an_engine_may_see(name: bytes) -> None:
+    assert for_upstream([(name, b"v")]) == name + b": v\r\n"
+
+
+@pytest.mark.parametrize("name", SECRET + WRONG)
+def test_what_it_may_not(name: bytes) -> None:
+    assert for_upstream([(name, b"v"), (b"accept", b"*/*")]) == b"accept: */*\r\n"
+
+
+@pytest.mark.parametrize("name", [b"retry-after", b"x-compute-time", b"openai-processing-ms", b"cache-control", b"etag"])
+def test_what_a_client_may_see(name: bytes) -> None:
+    assert for_client([(name, b"v")]) == [(name, b"v")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"set-cookie", b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"content-encoding",
+        b"content-type", b"server", b"date", b"x-request-id", b"location", b"vary", b"access-control-allow-origin",
+        b"access-control-anything", b"strict-transport-security", b"trailer",
+    ],
+)  # fmt: skip
+def test_what_is_ours_to_say(name: bytes) -> None:
+    assert for_client([(name, b"v")]) == []
+
+
+def test_find_takes_the_first() -> None:
+    assert find([(b"a", b"1"), (b"b", b"2"), (b"b", b"3")], b"b") == b"2"
+    assert find([(b"a", b"1")], b"b") is None
