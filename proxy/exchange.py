@@ -145,7 +145,8 @@ class Exchange:
 
     @property
     def content_type(self) -> str:
-        return (find(self.headers, b"content-type") or b"").decode("latin-1")
+        media_type, sep, rest = (find(self.headers, b"content-type") or b"").decode("latin-1").partition(";")
+        return media_type.lower() + sep + rest
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()

@@ -150,7 +150,7 @@ class Forwarder:
             headers = _passing(exchange, plan)
             source = await self._first_event(exchange, plan.decoder.streams()[0], line.backend)
             return Streaming((source,), CONTENT_TYPE, headers)
-        if ok and "json" not in kind and not kind.startswith("text/"):
+        if ok and request.endpoint not in GENERATIONS and "json" not in kind and not kind.startswith("text/"):
             first = await self._piece(exchange, line.backend)
             kind = kind or "application/octet-stream"
             return Streaming((Source(exchange, Verbatim(), first),), kind, _passing(exchange, plan))

@@ -7,8 +7,8 @@ never reach a client. Names are lower-case bytes, as ASGI and the HTTP parser gi
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Iterable
+from random import getrandbits
 from typing import Final
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -52,7 +52,7 @@ def request_id(offered: bytes | None) -> bytes:
     """The client's own id where it is harmless in a log and a header, else a new one."""
     if offered is not None and _REQUEST_ID.fullmatch(offered):
         return offered
-    return uuid.uuid4().hex.encode()
+    return b"%032x" % getrandbits(128)
 
 
 def for_upstream(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

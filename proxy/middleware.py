@@ -6,6 +6,7 @@ One layer rather than five, and none of them wraps `send`: a streamed piece goes
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterable
@@ -17,7 +18,7 @@ from proxy.endpoints import ClientLeft
 from proxy.errors import ApiError, error
 from proxy.headers import RawHeaders, find, request_id
 from proxy.metrics import Metrics
-from proxy.relay import Client, Message, Receive, Send
+from proxy.relay import Client, Message, Receive, Send, shutting_down
 
 log = logging.getLogger("illm")
 
@@ -126,6 +127,9 @@ class Edge:
             await Client(call, send).fail(exc)
         except ClientLeft:
             call.status = CLIENT_LEFT
+        except asyncio.CancelledError:  # by the server, which closes: its client is still sending, or doesn't read
+            if not call.started:
+                await Client(call, send).fail(shutting_down())
         except Exception as exc:
             log.exception("request %s: a bug in the gateway", call.id.decode())
             if call.started:

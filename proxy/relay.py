@@ -16,7 +16,7 @@ from proxy.answer import Opened, Source, Whole, together
 from proxy.call import CLIENT_LEFT, Call, clock
 from proxy.dialects.base import Endpoint
 from proxy.errors import ApiError, error
-from proxy.events import CONTENT_TYPE, KEEP_ALIVE, error_events
+from proxy.events import CONTENT_TYPE, DONE, KEEP_ALIVE, error_events
 from proxy.exchange import Exchange
 from proxy.headers import RawHeaders
 from proxy.transport import TransportError
@@ -216,8 +216,7 @@ async def relay(
             client.call.status = CLIENT_LEFT
         else:  # the server's patience with this call is over
             task.uncancel()
-            gone = error("backend_unavailable", "The gateway is shutting down. Send the request again in a moment.")
-            await _fail(client, endpoint, gone)
+            await _fail(client, endpoint, shutting_down())
     finally:
         answer.close()
         disconnect.close()
@@ -236,7 +235,8 @@ async def _deliver(client: Client, opened: Opened) -> None:
         if not call.started:
             await client.respond(200, answer.content_type, answer.body, answer.headers)
         else:  # a stream was asked for and kept alive, and the engine answered with one object after all
-            client.answer(b"data: " + answer.body + b"\n\ndata: [DONE]\n\n")
+            events = answer.content_type.startswith("text/event-stream")
+            client.answer(answer.body if events else b"data: " + answer.body + b"\n\n" + DONE)
             await client.finish()
         return
     if not call.started:
@@ -292,6 +292,11 @@ async def _pump(client: Client, opened: Opened, source: Source) -> None:
 
 class Unsayable(Exception):
     """A body of bytes broke off, and nothing inside it can say so: the connection is closed without its end."""
+
+
+def shutting_down() -> ApiError:
+    """For a call that the server has no more time for."""
+    return error("backend_unavailable", "The gateway is shutting down. Send the request again in a moment.")
 
 
 async def _fail(client: Client, endpoint: Endpoint, exc: ApiError) -> None:

@@ -37,6 +37,8 @@ def members(body: bytes | bytearray) -> Members:
     Raises `InvalidJson`. The values are views into `body`.
     """
     try:
+        if not body.isascii():
+            body.decode()  # values that are only split are not looked into: an engine must not get what is no text
         return _members.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InvalidJson(str(exc)) from None

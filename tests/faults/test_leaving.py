@@ -15,6 +15,7 @@ from proxy.settings import BackendSettings
 from tests.faults.support import (
     CHAT,
     CHAT_PATH,
+    DONE,
     PATHS,
     REPLY,
     SSE,
@@ -263,6 +264,27 @@ async def test_during_upload(framing: str) -> None:
 
         await left(gate, leftovers)
         assert not upstream.got
+
+
+async def test_after_the_end_marker() -> None:
+    """It has all there is, so it hasn't left: the official clients hang up at `[DONE]`. The engine dawdles."""
+
+    async def handler(_: Got, line: Line) -> None:
+        await line.head(200, SSE)
+        await line.chunk(event("one", finish="stop") + DONE)
+        await line.closed.wait()
+
+    async with scene(handler) as (upstream, gate), client(gate.url) as one:
+        leftovers = Leftovers(gate)
+        await one.send(CHAT_PATH, STREAM)
+        await one.answer()
+        await one.until(DONE)
+        one.leave()
+
+        (line,) = await gate.logged()
+        assert line["status"] == 200
+        await upstream.lines[-1].closed.wait()
+        await leftovers.none()
 
 
 async def test_the_next_request_on_the_engine_is_untouched() -> None:

@@ -164,9 +164,7 @@ async def test_events_that_are_no_json_where_one_object_is_wanted(kind: str) -> 
     async with scene(handler, kind=kind) as (_, gate):
         reply = await gate.client.post(CHAT_PATH, json=CHAT)
 
-        assert reply.status_code in (200, 502)
-        if reply.status_code == 502:
-            assert reply.json()["error"]["code"] == "upstream_invalid_response"
+        assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_invalid_response")
 
 
 @pytest.mark.parametrize("value", [b"a\x01b", b"a\x7fb", b"\xff\xfe", b"\tx\t", b"", b"x" * 9000])
@@ -206,7 +204,7 @@ async def test_odd_content_types(kind: bytes) -> None:
 async def test_what_never_reaches_a_client() -> None:
     secret = {
         "set-cookie": "session=1",
-        "server": "uvicorn",
+        "server": "their-server",
         "location": "http://secret/",
         "keep-alive": "timeout=5",
         "x-request-id": "theirs",

@@ -168,6 +168,14 @@ async def engine(handler: Handler | None = None, **how: Any) -> AsyncIterator[En
         await one.close()
 
 
+class Server(uvicorn.Server):
+    """uvicorn that looks ten times as often whether it shall end."""
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            await asyncio.sleep(0.01)
+
+
 @dataclass
 class Running:
     """A gateway that serves. `log` has its access lines."""
@@ -197,7 +205,7 @@ async def gateway(settings: dict[str, Any], environ: Mapping[str, str] | None = 
     sock.bind(("127.0.0.1", 0))
     config = uvicorn.Config(built.app, http="httptools", lifespan="on", log_level="error", access_log=False,
                             timeout_graceful_shutdown=2)  # fmt: skip
-    server = uvicorn.Server(config)
+    server = Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     serving = asyncio.ensure_future(server._serve(sockets=[sock]))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"

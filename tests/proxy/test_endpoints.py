@@ -6,16 +6,17 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from proxy.dialects.base import Endpoint, EngineKind
 from proxy.dialects.openai.paths import PATHS
 from proxy.endpoints import RELAYED
 from proxy.forms import parse_form
-from tests.proxy.harness import Engine, Got, Line, engine, gateway, one_backend
+from tests.proxy.harness import Engine, Got, Line, Running, engine, gateway, one_backend
 
 CHAT = {"model": "pub", "messages": [{"role": "user", "content": "hi"}]}
 BODIES: dict[Endpoint, dict[str, Any]] = {
@@ -35,15 +36,33 @@ async def echo(got: Got, line: Line) -> None:
     await line.reply(200, json.dumps(body).encode())
 
 
-async def sent(body: dict[str, Any] | bytes, path: str = "/v1/chat/completions", **how: Any) -> Got:
-    """What reaches an engine; `how`: `kind`, settings of the backend, `settings` of the gateway."""
-    settings = how.pop("settings", {})
-    async with engine(echo) as upstream, gateway(one_backend(upstream.root, **how) | settings) as gate:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        reply = await gate.client.post(path, content=content, headers={"content-type": "application/json"})
-        assert reply.status_code == 200, reply.text
-        (got,) = upstream.got
-        return got
+Sent = Callable[..., Awaitable[Got]]
+one_loop = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sent() -> AsyncIterator[Sent]:
+    """What reaches an engine. `how`: `kind` and other settings of the backend, `settings` of the gateway; one gateway
+    for all tests with the same."""
+    running: dict[str, tuple[Engine, Running]] = {}
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def send(body: dict[str, Any] | bytes, path: str = "/v1/chat/completions", **how: Any) -> Got:
+            key = json.dumps(how)
+            if key not in running:
+                settings = how.pop("settings", {})
+                upstream = await stack.enter_async_context(engine(echo))
+                gate = await stack.enter_async_context(gateway(one_backend(upstream.root, **how) | settings))
+                running[key] = upstream, gate
+            upstream, gate = running[key]
+            upstream.got.clear()
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            reply = await gate.client.post(path, content=content, headers={"content-type": "application/json"})
+            assert reply.status_code == 200, reply.text
+            (got,) = upstream.got
+            return got
+
+        yield send
 
 
 # -- paths -------------------------------------------------------------------------------------------------------
@@ -118,14 +137,16 @@ ODD = b'"big":123456789012345678901234567890,"one":1.0,"huge":1e999,"esc":"\\u00
 UP = {"models": {"up": {"replicas": [{"backend": "b", "model": "up"}]}}}
 
 
-async def test_equal_names_leave_the_body_alone() -> None:
+@one_loop
+async def test_equal_names_leave_the_body_alone(sent: Sent) -> None:
     body = b' {"model" : "up", "messages":[ ], ' + ODD + b" } "
 
     assert (await sent(body, settings=UP)).body == body
 
 
 @pytest.mark.parametrize("image", [False, True])
-async def test_values_that_are_not_ours_keep_their_bytes(image: bool) -> None:
+@one_loop
+async def test_values_that_are_not_ours_keep_their_bytes(image: bool, sent: Sent) -> None:
     """Also where pictures in the messages make a closer look necessary."""
     part = b'[{"role":"user","content":[{"type":"image_url","image_url":"http://x/y"}]}]' if image else b"[]"
     got = await sent(b'{"model":"pub","framework":"vllm","messages":' + part + b"," + ODD + b"}")
@@ -136,11 +157,13 @@ async def test_values_that_are_not_ours_keep_their_bytes(image: bool) -> None:
 
 
 @pytest.mark.parametrize("framework", ["vllm", None, ""])
-async def test_framework_never_reaches_an_engine(framework: str | None) -> None:
+@one_loop
+async def test_framework_never_reaches_an_engine(framework: str | None, sent: Sent) -> None:
     assert (await sent(CHAT | {"framework": framework})).json == CHAT | {"model": "up"}
 
 
-async def test_transformer_is_transformers() -> None:
+@one_loop
+async def test_transformer_is_transformers(sent: Sent) -> None:
     got = await sent(CHAT | {"framework": "transformer", "logprobs": True}, kind="transformers")
 
     assert got.json == CHAT | {"model": "up", "logprobs": True}
@@ -155,7 +178,8 @@ async def test_an_unknown_framework_hears_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("model", [{}, {"model": "other"}, {"model": None}])
-async def test_embedding_model_wins(model: dict[str, Any]) -> None:
+@one_loop
+async def test_embedding_model_wins(model: dict[str, Any], sent: Sent) -> None:
     got = await sent(model | {"embedding_model": "pub", "input": ["a", [1, 2]]}, "/v1/embeddings")
 
     assert got.json == {"input": ["a", [1, 2]], "model": "up"}
@@ -180,24 +204,30 @@ FILLED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("path", "body", "added"), FILLED.values(), ids=FILLED)
-async def test_defaults_fill_only_what_is_absent(path: str, body: dict[str, Any], added: dict[str, Any]) -> None:
+@one_loop
+async def test_defaults_fill_only_what_is_absent(
+    path: str, body: dict[str, Any], added: dict[str, Any], sent: Sent
+) -> None:
     got = await sent(body, "/v1/" + path, settings={"defaults": DEFAULTS})
 
     assert got.json == body | added | {"model": "up"}
 
 
-async def test_options_of_the_backend_and_its_own_words() -> None:
+@one_loop
+async def test_options_of_the_backend_and_its_own_words(sent: Sent) -> None:
     body = CHAT | {"repetition_penalty": 1.3, "seed": 1, "n_probs": 0}
     got = await sent(body, kind="llamacpp", options={"seed": 7, "cache_prompt": True})
 
     assert got.json == CHAT | {"model": "up", "repeat_penalty": 1.3, "seed": 1, "n_probs": 0, "cache_prompt": True}
 
 
-async def test_stream_options_without_a_stream() -> None:
+@one_loop
+async def test_stream_options_without_a_stream(sent: Sent) -> None:
     assert (await sent(CHAT | {"stream_options": {"include_usage": True}})).json == CHAT | {"model": "up"}
 
 
-async def test_transformers_takes_sampling_as_a_generation_config() -> None:
+@one_loop
+async def test_transformers_takes_sampling_as_a_generation_config(sent: Sent) -> None:
     got = await sent(CHAT | {"top_k": 3, "temperature": 1, "logprobs": True}, kind="transformers")
 
     assert got.json.keys() == {"model", "messages", "temperature", "logprobs", "generation_config"}
@@ -250,7 +280,8 @@ async def test_a_form() -> None:
 
 
 @pytest.mark.parametrize("path", ["transcriptions", "translations"])
-async def test_audio_in_json(path: str) -> None:
+@one_loop
+async def test_audio_in_json(path: str, sent: Sent) -> None:
     body = {"model": "pub", "framework": "vllm", "audio_base64": base64.b64encode(WAV).decode(), "temperature": 0}
     got = await sent(body, f"/v1/audio/{path}")
 
@@ -330,7 +361,8 @@ async def test_rerank_on_tei_is_translated_both_ways() -> None:
         }  # fmt: skip
 
 
-async def test_rerank_elsewhere_passes() -> None:
+@one_loop
+async def test_rerank_elsewhere_passes(sent: Sent) -> None:
     body = {"model": "pub", "query": "q", "documents": ["a"], "top_n": 1}
 
     assert (await sent(body, "/v1/reranking")).json == body | {"model": "up"}

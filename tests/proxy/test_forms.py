@@ -140,4 +140,8 @@ def test_a_member_cannot_break_out_of_its_header() -> None:
     form = audio_form({"audio_base64": "AAAA", 'a"\r\nX: y\r\n\r\nz': "v"})
     content_type, body = form.encode({"model": "up"})
 
-    assert [part.name for part in parse_form(content_type, body).parts] == ["model", "a%22%0D%0AX: y%0D%0A%0D%0Az", "file"]
+    assert [part.name for part in parse_form(content_type, body).parts] == [
+        "model",
+        "a%22%0D%0AX: y%0D%0A%0D%0Az",
+        "file",
+    ]

@@ -37,7 +37,9 @@ def test_what_it_may_not(name: bytes) -> None:
     assert for_upstream([(name, b"v"), (b"accept", b"*/*")]) == b"accept: */*\r\n"
 
 
-@pytest.mark.parametrize("name", [b"retry-after", b"x-compute-time", b"openai-processing-ms", b"cache-control", b"etag"])
+@pytest.mark.parametrize(
+    "name", [b"retry-after", b"x-compute-time", b"openai-processing-ms", b"cache-control", b"etag"]
+)
 def test_what_a_client_may_see(name: bytes) -> None:
     assert for_client([(name, b"v")]) == [(name, b"v")]
 

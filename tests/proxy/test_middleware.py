@@ -88,9 +88,7 @@ async def test_keys_over_the_wire() -> None:
     async with engine(answer) as upstream, gateway(one_backend(upstream.root, api_key="sk-b") | settings) as gate:
         refused = await gate.client.post("/v1/chat/completions", json=CHAT, headers=PAGE)
         models = await gate.client.get("/v1/models")
-        wrong = await gate.client.post(
-            "/v1/chat/completions", json=CHAT, headers={"authorization": "Bearer sk-wrong"}
-        )
+        wrong = await gate.client.post("/v1/chat/completions", json=CHAT, headers={"authorization": "Bearer sk-wrong"})
         taken = await gate.client.post("/v1/chat/completions", json=CHAT, headers={"authorization": "Bearer sk-two"})
         metrics = await gate.client.get("/metrics")
         unknown = await gate.client.get("/nothing")
@@ -223,7 +221,9 @@ async def test_an_engine_gets_the_id_and_its_own_is_dropped() -> None:
 
     async with engine(odd) as upstream, gateway(one_backend(upstream.root)) as gate:
         reply = await gate.client.post(
-            "/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine", "traceparent": "00-1-2-3", "cookie": "c=d"}
+            "/v1/chat/completions",
+            json=CHAT,
+            headers={"x-request-id": "mine", "traceparent": "00-1-2-3", "cookie": "c=d"},
         )
 
         (got,) = upstream.got
@@ -236,23 +236,24 @@ async def test_an_engine_gets_the_id_and_its_own_is_dropped() -> None:
 
 # -- errors ------------------------------------------------------------------------------------------------------
 
+CHATS = "/v1/chat/completions"
 REFUSALS: dict[str, tuple[str, str, bytes | None, int, str | None, str]] = {
-    "no JSON": ("POST", "/v1/chat/completions", b"{", 400, "invalid_json", "not a valid JSON object"),
-    "no object": ("POST", "/v1/chat/completions", b"[]", 400, "invalid_json", "not a valid JSON object"),
-    "no body": ("POST", "/v1/chat/completions", b"", 400, "invalid_json", "not a valid JSON object"),
-    "not UTF-8": ("POST", "/v1/chat/completions", b'{"model":"\xff"}', 400, "invalid_json", "JSON"),
-    "nor this": ("POST", "/v1/chat/completions", b'{"model":"pub","messages":[{"content":"\xff image_url"}],"a_url":1}', 400, "invalid_json", "JSON"),
-    "a model that is none": ("POST", "/v1/chat/completions", b'{"model":5,"messages":[]}', 400, "invalid_value", "`model`"),
-    "unknown model": ("POST", "/v1/chat/completions", b'{"model":"x","messages":[]}', 404, "model_not_found", "pub"),
-    "nothing said": ("POST", "/v1/chat/completions", b'{"model":"pub"}', 400, "missing_required_parameter", "`messages`"),
+    "no JSON": ("POST", CHATS, b"{", 400, "invalid_json", "not a valid JSON object"),
+    "no object": ("POST", CHATS, b"[]", 400, "invalid_json", "not a valid JSON object"),
+    "no body": ("POST", CHATS, b"", 400, "invalid_json", "not a valid JSON object"),
+    "not UTF-8": ("POST", CHATS, b'{"model":"\xff"}', 400, "invalid_json", "JSON"),
+    "nor this": ("POST", CHATS, b'{"model":"pub","messages":["\xff"],"a_url":1}', 400, "invalid_json", "JSON"),
+    "a model that is none": ("POST", CHATS, b'{"model":5,"messages":[]}', 400, "invalid_value", "`model`"),
+    "unknown model": ("POST", CHATS, b'{"model":"x","messages":[]}', 404, "model_not_found", "pub"),
+    "nothing said": ("POST", CHATS, b'{"model":"pub"}', 400, "missing_required_parameter", "`messages`"),
     "no prompt": ("POST", "/v1/completions", b'{"model":"pub"}', 400, "missing_required_parameter", "`prompt`"),
     "no input": ("POST", "/v1/embeddings", b'{"model":"pub"}', 400, "missing_required_parameter", "`input`"),
     "unknown path": ("GET", "/v1/nothing/like/it", None, 404, "unknown_url", "/v1/nothing/like/it"),
     "nearly": ("POST", "/v1/chat/completion", b"{}", 404, "unknown_url", "Did you mean /v1/chat/completions?"),
     "nearly, without /v1": ("POST", "/embedding", b"{}", 404, "unknown_url", "Did you mean /embeddings?"),
     "twice /v1": ("POST", "/v1/v1/chat/completions", b"{}", 404, "unknown_url", "Did you mean /v1/chat/completions?"),
-    "GET": ("GET", "/v1/chat/completions", None, 405, "method_not_allowed", "POST"),
-    "PUT": ("PUT", "/v1/chat/completions", b"{}", 405, "method_not_allowed", "POST"),
+    "GET": ("GET", CHATS, None, 405, "method_not_allowed", "POST"),
+    "PUT": ("PUT", CHATS, b"{}", 405, "method_not_allowed", "POST"),
     "POST": ("POST", "/v1/models", b"{}", 405, "method_not_allowed", "GET"),
     "DELETE": ("DELETE", "/v1/models/pub", None, 405, "method_not_allowed", "GET"),
 }  # fmt: skip
@@ -312,7 +313,9 @@ async def test_a_bug_shows_no_traceback(
 # -- paths -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions", "/v1/chat/completions/", "/chat/completions/"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/chat/completions", "/v1/chat/completions/", "/chat/completions/"]
+)
 @one_loop
 async def test_ways_to_say_a_path(gate: Running, path: str) -> None:
     assert (await gate.client.post(path, json=CHAT)).json()["model"] == "pub"

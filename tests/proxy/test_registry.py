@@ -17,8 +17,7 @@ from proxy.settings import BackendSettings, load_settings
 def registry(listed: dict[str, tuple[str, ...]], **settings: Any) -> Registry:
     """`listed`: backend (its name begins with its kind) -> the models that it lists."""
     backends = {
-        name: {"kind": name.partition("-")[0], "base_url": f"http://10.0.0.{i}:1"}
-        for i, name in enumerate(listed, 1)
+        name: {"kind": name.partition("-")[0], "base_url": f"http://10.0.0.{i}:1"} for i, name in enumerate(listed, 1)
     }
     for name, more in settings.pop("backends", {}).items():
         backends[name] |= more
@@ -143,7 +142,7 @@ EMBEDDERS: list[tuple[Endpoint, list[str]]] = [
 
 @pytest.mark.parametrize(("endpoint", "backends"), EMBEDDERS)
 def test_transformers_means_the_embedding_servers_too(endpoint: Endpoint, backends: list[str]) -> None:
-    made = registry({name: ("m",) for name in ("infinity", "tei", "transformers", "vllm")})
+    made = registry(dict.fromkeys(("infinity", "tei", "transformers", "vllm"), ("m",)))
 
     assert resolve(made, "m", "transformers", endpoint) == ("m", [(name, "m") for name in backends])
 
@@ -158,7 +157,10 @@ def test_transformers_without_its_own_server_embeds() -> None:
 def test_a_backend_that_lists_nothing_takes_any_name_of_its_framework() -> None:
     made = registry({"transformers": (), "vllm": ("m",)})
 
-    assert resolve(made, "Qwen/Qwen3-0.6B", "transformers") == ("Qwen/Qwen3-0.6B", [("transformers", "Qwen/Qwen3-0.6B")])
+    assert resolve(made, "Qwen/Qwen3-0.6B", "transformers") == (
+        "Qwen/Qwen3-0.6B",
+        [("transformers", "Qwen/Qwen3-0.6B")],
+    )
     assert resolve(made, "m", "transformers") == ("m", [("transformers", "m")])
     assert refusal(made, "Qwen/Qwen3-0.6B").code == "model_not_found"
 

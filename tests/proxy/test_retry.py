@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import pytest_asyncio
 
 from proxy.errors import KINDS, error
 from proxy.wire import dump_error
-from tests.proxy.harness import Got, Line, Running, engine, gateway, one_backend
+from tests.proxy.harness import Engine, Got, Line, Running, engine, gateway, one_backend
 from tests.vectors_support import load
 
 CASES = load("sdk_retry")["cases"]
@@ -59,7 +61,8 @@ def test_the_sdk_is_as_the_contract_says(case: dict[str, Any], monkeypatch: pyte
 # A failure that is worth another try, by its code; any other must not be repeated.
 WORTH_IT = {
     "rate_limit_exceeded", "backend_unavailable", "model_loading", "backend_overloaded", "backend_timeout",
-    "upstream_incomplete", "upstream_invalid_response", "upstream_error", "upstream_generation_failed", "internal_error",
+    "upstream_incomplete", "upstream_invalid_response", "upstream_error", "upstream_generation_failed",
+    "internal_error",
 }  # fmt: skip
 
 
@@ -76,11 +79,11 @@ def test_each_of_our_errors(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
 # -- over the wire -----------------------------------------------------------------------------------------------
 
 
-async def ask(gate: Running) -> openai.APIStatusError:
+async def ask(gate: Running, seed: int = 0) -> openai.APIStatusError:
     """One failure, as the SDK shows it."""
     async with openai.AsyncOpenAI(base_url=gate.url + "/v1", api_key="k", max_retries=1) as client:
         with pytest.raises(openai.APIStatusError) as caught:
-            await client.chat.completions.create(model="pub", messages=MESSAGES)
+            await client.chat.completions.create(model="pub", messages=MESSAGES, seed=seed)
     return caught.value
 
 
@@ -108,22 +111,36 @@ ENGINES: dict[int, tuple[int, bool]] = {
 }
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def failing() -> AsyncIterator[tuple[Engine, Running]]:
+    """An engine that answers with the status that it is asked for."""
+
+    async def answer(got: Got, line: Line) -> None:
+        status = got.json["seed"]
+        body = {"error": {"message": "the model does not exist", "type": "x", "code": status}}
+        await line.reply(status, json.dumps(body).encode())
+
+    async with engine(answer) as upstream, gateway(one_backend(upstream.root)) as gate:
+        yield upstream, gate
+
+
 @pytest.mark.parametrize(("told", "expected"), ENGINES.items(), ids=str)
 @pytest.mark.usefixtures("hurried")
-async def test_an_engines_status_on_its_way_to_the_sdk(told: int, expected: tuple[int, bool]) -> None:
-    async def answer(_: Got, line: Line) -> None:
-        body = {"error": {"message": "the model does not exist", "type": "x", "code": told}}
-        await line.reply(told, json.dumps(body).encode())
-
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_engines_status_on_its_way_to_the_sdk(
+    told: int, expected: tuple[int, bool], failing: tuple[Engine, Running]
+) -> None:
+    upstream, gate = failing
+    upstream.got.clear()
+    gate.log.clear()
     status, again = expected
-    async with engine(answer) as upstream, gateway(one_backend(upstream.root)) as gate:
-        exc = await ask(gate)
+    exc = await ask(gate, told)
 
-        assert exc.status_code == status
-        assert len(upstream.got) == (2 if again else 1)
-        assert exc.request_id == (await gate.logged(len(upstream.got)))[-1]["id"]
-        if status not in (422, 502):
-            assert "the model does not exist" in exc.message
+    assert exc.status_code == status
+    assert len(upstream.got) == (2 if again else 1)
+    assert exc.request_id == (await gate.logged(len(upstream.got)))[-1]["id"]
+    if status not in (422, 502):
+        assert "the model does not exist" in exc.message
 
 
 @pytest.mark.usefixtures("hurried")

@@ -210,7 +210,7 @@ async def test_metrics_after_some_requests() -> None:
         for _ in range(2):
             await gate.client.post("/v1/chat/completions", json=CHAT)
         await gate.client.post("/v1/chat/completions", json=CHAT | {"seed": 1})
-        for name in ("a", "b", "c\n\"\\"):
+        for name in ("a", "b", 'c\n"\\'):
             await gate.client.post("/v1/chat/completions", json=CHAT | {"model": name})
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(gate.client.post("/v1/chat/completions", json=CHAT | {"seed": 2}), 0.1)

@@ -69,21 +69,21 @@ def _match_reply(expected: dict[str, Any], reply: Any) -> None:
     assert "x-request-id" in reply.headers
 
 
-_NATIVE = {"tgi": "native TGI", "ollama": "native Ollama"}
-ERRORS = [case for case in cases("errors") if case["backend"] not in ("ollama",)]
+ERRORS = cases("errors")
 
 
 @pytest.mark.parametrize("case", [c for c in ERRORS if c["upstream_status"]], ids=lambda case: case["name"])
 async def test_error_bodies(case: dict[str, Any]) -> None:
     """What each engine's errors become, where the base URL is known by nothing but the settings."""
     kind = case["backend"].partition(">")[0].replace("any", "openai")
+    mode = {"chat_mode": "openai"} if kind == "tgi" else {}  # the dialect's own tests have its native calls
     body = case["upstream_body"]
     body = body if isinstance(body, str) else json.dumps(body)
 
     async def handler(_: Got, line: Line) -> None:
         await line.reply(case["upstream_status"], body.encode(), case["upstream_content_type"])
 
-    async with engine(handler) as upstream, gateway(one_backend(upstream.root, kind)) as gate:
+    async with engine(handler) as upstream, gateway(one_backend(upstream.root, kind, **mode)) as gate:
         gate.gateway.registry.backends["b"].state = "unknown"  # not known to be right: a missing route is a 502
         reply = await gate.client.post("/v1/chat/completions", json=CHAT)
 

@@ -92,7 +92,7 @@ def error_in(body: JsonObject, endpoint: Endpoint, backend: str, *, tools: bool 
 
 def is_missing_route(answer: Answered) -> bool:
     """A 404 that says nothing of a model: this Ollama has no such path."""
-    return answer.status == 404 and not isinstance(_object(answer.body).get("error"), str)
+    return answer.status == 404 and "error" not in _object(answer.body)
 
 
 def verdict(status: int, said: str | None, endpoint: Endpoint, backend: str, *, tools: bool = False) -> ApiError:

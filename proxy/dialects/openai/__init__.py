@@ -15,7 +15,7 @@ from proxy.dialects.openai import content, tei, tgi
 from proxy.dialects.openai.gather import gather_chat, gather_completion
 from proxy.dialects.openai.gather_messages import gather_message
 from proxy.dialects.openai.paths import lacks, path_for
-from proxy.dialects.openai.reply import decode_json, usage_of
+from proxy.dialects.openai.reply import decode_json, no_json, usage_of
 from proxy.dialects.openai.stream import Fixer, PassThroughDecoder
 from proxy.dialects.shared.errors import decode_error, is_missing_route
 from proxy.dialects.shared.tgi_errors import decode_tgi_error, decode_tgi_event
@@ -24,6 +24,7 @@ from proxy.framing import SseParser
 from proxy.wire import InvalidJson, JsonObject, Members, Raw, bad_json, dump, load, load_object
 
 _TEXT: Final = frozenset(("chat", "completions"))
+_GENERATIONS: Final = _TEXT | {"responses", "messages"}  # always JSON, whatever an answer calls itself
 
 # Sampling members that an engine knows by another name than the field's usual one.
 SYNONYMS: Final[dict[EngineKind, dict[str, str]]] = {
@@ -93,7 +94,8 @@ class Decoder:
         (answer,) = answers
         if answer.content_type.startswith("text/event-stream"):
             return self._fold(answer.body)
-        if "json" not in answer.content_type:
+        json = "json" in answer.content_type or "html" in answer.content_type or self._endpoint in _GENERATIONS
+        if not json:
             return Reply(answer.body, answer.content_type or "application/octet-stream")
         return decode_json(self._endpoint, self._target, answer.body)
 
@@ -113,7 +115,10 @@ class Decoder:
         """A stream that the client shall get as one object."""
         decoder = PassThroughDecoder(self._endpoint, self._target, several=self._several)
         events = [e.data for e in SseParser().feed(decoder.feed(body) + decoder.flush()) if e.data is not None]
-        chunks = [load_object(data) for data in events if not data.startswith("[DONE]")]
+        try:
+            chunks = [load_object(data) for data in events if not data.startswith("[DONE]")]
+        except InvalidJson:
+            raise no_json(self._target) from None
         whole = _JOIN.get(self._endpoint, gather_completion)(chunks)
         whole["model"] = self._target.public
         return Reply(dump(whole), usage=usage_of(whole))

@@ -12,7 +12,7 @@ from typing import Any, Final
 from proxy.dialects.base import Endpoint, ReasoningField, Reply, Target, Usage
 from proxy.dialects.openai.names import Renamer
 from proxy.dialects.shared.errors import error_in_200
-from proxy.errors import error
+from proxy.errors import ApiError, error
 from proxy.wire import InvalidJson, JsonObject, Raw, dump, load, load_object, members
 
 SMALL: Final = 64 * 1024
@@ -64,11 +64,15 @@ def _bare(target: Target, body: bytes) -> Reply:
     try:
         load(body)
     except InvalidJson:
-        raise error(
-            "upstream_invalid_response",
-            f"Backend '{target.backend}' said its answer is JSON, but it isn't. Check its log.",
-        ) from None
+        raise no_json(target) from None
     return Reply(body)
+
+
+def no_json(target: Target) -> ApiError:
+    return error(
+        "upstream_invalid_response",
+        f"Backend '{target.backend}' gave an answer that is not JSON. Check its log, and that its base_url is right.",
+    )
 
 
 def _deep(body: JsonObject, target: Target) -> JsonObject:

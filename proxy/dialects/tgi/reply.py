@@ -72,7 +72,8 @@ def _read(job: Job, child: Child, answer: Answered) -> _Generation:
         raise job.nonsense()
     told, tokens = details.get("finish_reason"), dicts(details.get("tokens"))
     limit = job.asked.limit
-    over = limit is not None and len(tokens) > limit
+    # An end token behind the limit is no overrun: the model had ended by itself.
+    over = limit is not None and sum(token.get("special") is not True for token in tokens) > limit
     if over:
         tokens, told = tokens[:limit], "length"
         text = "".join(shown_text(token) for token in tokens)

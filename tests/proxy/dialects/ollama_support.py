@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
+import pytest
 from jsonschema import Draft202012Validator
 
 from proxy.dialects.base import Answered, Ask, Fetch, Learn, Plan, Reply, Request, StreamDecoder, Target
@@ -72,6 +73,15 @@ def sent(endpoint: Any, to: Target | None = None, **members: Any) -> dict[str, A
     return body
 
 
+def refused(endpoint: Any, to: Target | None = None, **members: Any) -> tuple[Any, Any, int]:
+    """What a client is told whose request can't be sent: param, code, status."""
+    body = chat(**members) if endpoint == "chat" else members
+    with pytest.raises(ApiError) as caught:
+        encode(endpoint, body, to)
+    assert caught.value.message
+    return caught.value.param, caught.value.code, caught.value.status
+
+
 def chat(**members: Any) -> dict[str, Any]:
     return {"model": "pub-oll", "messages": HI} | members
 
@@ -125,3 +135,21 @@ def check_schema(name: str, body: Any) -> None:
 def _validator(name: str) -> Any:
     bundle = data("openai-jsonschema-bundle")
     return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": bundle["$defs"]})
+
+
+def stream(lines: list[Any], endpoint: Any = "chat", to: Any = None, **members: Any) -> list[Any]:
+    body = chat(**members) if endpoint == "chat" else {"prompt": "x"} | members
+    (decoder,) = encode(endpoint, body | {"stream": True}, to).decoder.streams()
+    return events(pump(decoder, [ndjson(lines)]))
+
+
+def deltas(chunks: list[Any]) -> list[Any]:
+    """What each chunk adds, and how the choice ended."""
+    out: list[Any] = []
+    for chunk in chunks:
+        if isinstance(chunk, str) or "error" in chunk or not chunk["choices"]:
+            out.append(chunk if isinstance(chunk, str) else chunk.get("error", {"code": "usage"})["code"])
+            continue
+        (choice,) = chunk["choices"]
+        out.append(choice["finish_reason"] or choice.get("delta", choice.get("text")))
+    return out

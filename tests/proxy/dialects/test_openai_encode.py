@@ -88,7 +88,9 @@ CHANGES: dict[str, tuple[EngineKind, dict[str, Any], dict[str, Any]]] = {
     "llama.cpp's word": ("llamacpp", {"repetition_penalty": 1.1, "n_probs": 1}, {"repeat_penalty": 1.1, "n_probs": 1}),
     "vLLM's word": ("vllm", {"repeat_penalty": 1.1}, {"repetition_penalty": 1.1}),
     "SGLang's word": ("sglang", {"repeat_penalty": 1.1}, {"repetition_penalty": 1.1}),
-    "both words": ("vllm", {"repeat_penalty": 1, "repetition_penalty": 2}, {"repeat_penalty": 1, "repetition_penalty": 2}),
+    "both words": (
+        "vllm", {"repeat_penalty": 1, "repetition_penalty": 2}, {"repeat_penalty": 1, "repetition_penalty": 2},
+    ),
     "its own word": ("llamacpp", {"repeat_penalty": 2, "n_probs": 1}, {"repeat_penalty": 2, "n_probs": 1}),
     "no word known": ("openai", {"repeat_penalty": 1.1}, {"repeat_penalty": 1.1}),
     "stream options alone": ("vllm", {"stream_options": {"include_usage": True}}, {}),
@@ -160,8 +162,8 @@ def test_image_base64_becomes_a_data_url(kind: EngineKind) -> None:
 @pytest.mark.parametrize("kind", [k for k in KINDS if "chat" in PATHS[k] and k != "ollama"])
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "/etc/passwd", "ftp://x/y", "http:///x"])
 def test_no_engine_is_sent_a_local_file(kind: EngineKind, url: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": url}}
     with pytest.raises(ApiError) as caught:
-        part = {"type": "image_url", "image_url": {"url": url}}
         sent({"model": "up", "messages": [{"role": "user", "content": [part]}]}, target(kind))
 
     assert (caught.value.status, caught.value.param) == (400, "messages")

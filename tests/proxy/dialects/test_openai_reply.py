@@ -144,16 +144,19 @@ def test_reasoning(wanted: ReasoningField, given: dict[str, Any], expected: dict
 # -- other content types -----------------------------------------------------------------------------------------
 
 
-def decoder(target: Target = TARGET) -> ResponseDecoder:
+def decoder(target: Target = TARGET, endpoint: Endpoint = "chat") -> ResponseDecoder:
     body = b'{"model":"pub","messages":[]}'
-    return DIALECT.encode(Request("chat", body, members(body)), target).decoder
+    return DIALECT.encode(Request(endpoint, body, members(body)), target).decoder
 
 
 @pytest.mark.parametrize("content_type", ["text/plain; charset=utf-8", "text/vtt", "application/x-subrip"])
 def test_text_passes(content_type: str) -> None:
     body = b'"model":"up" \xff'
 
-    assert decoder().reply([Answered(200, content_type, body)]) == Reply(body, content_type)
+    passed = decoder(endpoint="transcriptions").reply([Answered(200, content_type, body)])
+    assert passed == Reply(body, content_type)
+    with pytest.raises(ApiError, match="not JSON"):  # no text can be a chat
+        decoder().reply([Answered(200, content_type, body)])
 
 
 def test_a_stream_nobody_asked_for_becomes_one_object() -> None:

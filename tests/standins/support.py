@@ -1,0 +1,58 @@
+"""Starting stand-ins in tests, and asking them what they saw. Everything blocks; nothing here knows what they say."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.engines.process import ServerProcess, free_port, wait_until
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 10.0
+
+
+class StandIn(ServerProcess):
+    """One running stand-in; a context manager that ends it. `kind` is `tgi` or `ollama`, `options` its command line."""
+
+    def __init__(self, kind: str, folder: Path, options: Sequence[str] = ()) -> None:
+        port = free_port()
+        command = [sys.executable, "-m", f"tests.standins.{kind}", "--port", str(port), *options]
+        super().__init__(command, port=port, log=folder / f"{kind}-{port}.log", cwd=ROOT)
+        self.wait_ready(self._listens, PATIENCE)
+
+    def requests(self, path: str | None = None) -> list[dict[str, Any]]:
+        """What arrived, in order."""
+        return [each for each in self._ask("requests") if path in (None, each["path"])]
+
+    def closed(self) -> list[dict[str, Any]]:
+        """Connections that the client closed before its answer was complete."""
+        return self._ask("closed")
+
+    def running(self) -> list[dict[str, Any]]:
+        return self._ask("running")
+
+    def wait_closed(self, count: int = 1) -> list[dict[str, Any]]:
+        """Blocks until that many clients have left early."""
+        wait_until(lambda: len(self.closed()) >= count, PATIENCE, f"{count} closed connections")
+        return self.closed()
+
+    def fault(self, directive: dict[str, Any], **more: Any) -> None:
+        """Queues a fault for the next requests; `path` and `times` narrow it."""
+        self._tell("faults", {"directive": directive, **more})
+
+    def reset(self) -> None:
+        self._tell("reset", {})
+
+    def _listens(self) -> bool:
+        try:
+            return httpx.get(f"{self.base_url}/_standin/running", timeout=2, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    def _ask(self, name: str) -> Any:
+        return httpx.get(f"{self.base_url}/_standin/{name}", timeout=PATIENCE, trust_env=False).json()
+
+    def _tell(self, name: str, body: dict[str, Any]) -> None:
+        httpx.post(f"{self.base_url}/_standin/{name}", json=body, timeout=PATIENCE, trust_env=False).raise_for_status()
