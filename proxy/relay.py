@@ -213,7 +213,8 @@ async def relay(
     except asyncio.CancelledError:
         if disconnect.fired:
             task.uncancel()
-            client.call.status = CLIENT_LEFT
+            if not (client.open and opened is not None and _told_all(opened)):
+                client.call.status = CLIENT_LEFT
         else:  # the server's patience with this call is over
             task.uncancel()
             await _fail(client, endpoint, shutting_down())
@@ -225,6 +226,12 @@ async def relay(
         client.close()
         if opened is not None:
             opened.close()
+
+
+def _told_all(opened: Opened) -> bool:
+    """Has the client all there is, its end marker included? Official clients hang up there, before the engine does."""
+    answer = opened.answer
+    return not isinstance(answer, Whole) and all(source.decoder.done for source in answer.sources)
 
 
 async def _deliver(client: Client, opened: Opened) -> None:

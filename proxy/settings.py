@@ -315,6 +315,7 @@ def load_settings(
     given, problems = from_environment(Settings, NAMES, environ, layers.data)
     for value in (*given, *from_mapping("command line", overrides)):
         layers.put(value)
+    problems += read_templates(layers, path.parent if path else Path())
     private = [name for name in layers.data if name.startswith("_")]  # BaseSettings would take them for its own
     problems += [f"{layers.origin((name,))[0].label}: {name}: unknown name" for name in private]
     try:

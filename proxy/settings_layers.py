@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, NamedTuple, TypeGuard, Union, get_args, get_origin
 
@@ -222,3 +223,20 @@ def close_to(word: str, allowed: Iterable[str]) -> str:
 def choices(word: str, allowed: list[str]) -> str:
     """The same, and all that is allowed."""
     return f"{close_to(word, allowed)} Allowed: {', '.join(allowed)}"
+
+
+def read_templates(layers: Layers, folder: Path) -> Iterator[str]:
+    """Put the text of each chat template that is given as a file (`*.jinja`, beside the settings) in its place; what
+    goes wrong, a line each."""
+    backends = layers.data.get("backends")
+    for name, backend in backends.items() if isinstance(backends, dict) else ():
+        options = backend.get("options") if isinstance(backend, dict) else None
+        if not isinstance(options, dict):
+            continue
+        given = options.get("chat_template")
+        if isinstance(given, str) and given.endswith(".jinja"):
+            try:
+                options["chat_template"] = (folder / given).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as exc:
+                label = layers.origin(("backends", name, "options", "chat_template"))[0].label
+                yield f"{label}: backends.{name}.options.chat_template: {given} can't be read ({exc})"

@@ -65,7 +65,7 @@ def write(path: Path, model: TinyModel) -> Path:
 
 def vocabulary(model: TinyModel) -> list[tuple[str, int]]:
     chain, _ = speech.successors(model.text)
-    starts = (speech.CALL_START, speech.FOREVER_START)
+    starts = (speech.CALL_START, speech.FOREVER_START, speech.THINK_START)
     tokens = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)]
     tokens += [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
     tokens += [(piece, CONTROL) for piece in (speech.TURN_START, speech.TURN_END, *starts)]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
-from speech import CALL_START, FOREVER_START, TEXT, TURN_END, TURN_START, chat_template, successors
+from speech import CALL_START, FOREVER_START, TEXT, THINK_START, TURN_END, TURN_START, chat_template, successors
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -40,7 +40,7 @@ def chat_tokenizer(chain: dict[str, str]) -> PreTrainedTokenizerFast:
         tokenizer_object=bpe,
         eos_token=TURN_END,
         pad_token=PAD,
-        additional_special_tokens=[TURN_START, CALL_START, FOREVER_START],
+        additional_special_tokens=[TURN_START, CALL_START, FOREVER_START, THINK_START],
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )

@@ -395,17 +395,19 @@ async def test_not_after_a_comment() -> None:
         await go.wait()
         await line.reply(503, b'{"error":{"message":"no room"}}')
 
-    async with replicas(handler, handler, server={"keep_alive_interval": 0.02}) as (a, b, gate):
-        async with client(gate.url) as one:
-            await one.send(CHAT_PATH, STREAM)
-            await one.answer()
-            assert await one.piece() == b": keep-alive\n\n"
-            go.set()
-            got = await one.rest()
+    async with (
+        replicas(handler, handler, server={"keep_alive_interval": 0.02}) as (a, b, gate),
+        client(gate.url) as one,
+    ):
+        await one.send(CHAT_PATH, STREAM)
+        await one.answer()
+        assert await one.piece() == b": keep-alive\n\n"
+        go.set()
+        got = await one.rest()
 
-            assert [error["message"] for error in errors(got)] == ["no room"]
-            assert got.endswith(DONE)
-            assert len(a.got) + len(b.got) == 1
+        assert [error["message"] for error in errors(got)] == ["no room"]
+        assert got.endswith(DONE)
+        assert len(a.got) + len(b.got) == 1
 
 
 async def test_an_error_in_the_first_event_is_a_plain_one() -> None:

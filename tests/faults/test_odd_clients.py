@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - cases in one line each
 """Requests that are no requests: always the envelope and a 4xx, never a 500 or a traceback."""
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ async def test_odd_json(case: tuple[bytes, str | None], kind: str, caplog: pytes
         else:
             await line.reply(200, json.dumps(WHOLE).encode())
 
-    async with scene(handler, kind=kind) as (upstream, gate):
+    mode = {"chat_mode": "openai"} if kind == "tgi" else {}
+    async with scene(handler, kind=kind, backend=mode) as (upstream, gate):
         reply = await gate.client.post(CHAT_PATH, content=body, headers={"content-type": "application/json"})
 
         if param is None:
@@ -156,7 +158,9 @@ async def test_no_http(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
         assert (await gate.client.post(CHAT_PATH, json=CHAT)).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/%", "/%ff", "/v1/models/%ff", "//", "/v1/../healthz", "/v1/models/" + "x" * 4000, "*"])
+@pytest.mark.parametrize(
+    "path", ["/%", "/%ff", "/v1/models/%ff", "//", "/v1/../healthz", "/v1/models/" + "x" * 4000, "*"]
+)
 async def test_odd_paths(path: str, caplog: pytest.LogCaptureFixture) -> None:
     async with scene(ok) as (_, gate), client(gate.url) as one:
         one.writer.write(b"GET %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n" % path.encode())

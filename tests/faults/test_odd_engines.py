@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - cases in one line each
 """Engines that speak HTTP in other ways than most, or hardly at all; and headers, which stop at the gateway in both
 directions unless they are named.
 """
@@ -180,7 +181,9 @@ async def test_odd_header_values(value: bytes) -> None:
         assert reply.status_code == 200 or reply.json()["error"]["code"] == "backend_unavailable"
 
 
-@pytest.mark.parametrize("kind", [b"application/json\x01", b'application/json; x="\xff"', b"APPLICATION/JSON", b"Text/Event-Stream"])
+@pytest.mark.parametrize(
+    "kind", [b"application/json\x01", b'application/json; x="\xff"', b"APPLICATION/JSON", b"Text/Event-Stream"]
+)
 async def test_odd_content_types(kind: bytes) -> None:
     body = event("x", finish="stop") + DONE if b"vent" in kind else REPLY
 

@@ -181,7 +181,7 @@ async def test_comments_in_mid_stream_stand_between_events() -> None:
 
 QUIET = {
     "a plain chat": (CHAT_PATH, CHAT, "application/json", REPLY),
-    "a stream that is none": ("/v1/embeddings", {"model": "pub", "input": "x", "stream": True}, "application/json", b"[1,2]"),
+    "no stream": ("/v1/embeddings", {"model": "pub", "input": "x", "stream": True}, "application/json", b"[1,2]"),
     "audio": ("/v1/audio/speech", {"model": "pub", "input": "x", "stream": True}, "audio/mpeg", b"\xff" * 8),
 }  # fmt: skip
 

@@ -562,3 +562,13 @@ def test_the_script_says_when_the_file_is_stale_and_writes_it_anew(tmp_path: Pat
     assert copy.read_text() == "{}"
     assert run_script(str(copy)).returncode == 0
     assert copy.read_bytes() == (CONFIGS / "illm.schema.json").read_bytes()
+
+
+def test_a_chat_template_may_be_a_file_beside_the_settings(write: Write) -> None:
+    text = "backends:\n  old:\n    kind: tgi\n    base_url: http://h\n    options: {chat_template: mine.jinja}\n"
+    path = write(text)
+    with pytest.raises(SettingsError, match=r":5: backends\.old\.options\.chat_template: mine\.jinja can't be read"):
+        load_settings(path, {})
+    (path.parent / "mine.jinja").write_text("{{ messages }}")
+
+    assert load_settings(path, {}).backends["old"].options["chat_template"] == "{{ messages }}"

@@ -84,7 +84,9 @@ async def test_error_bodies(case: dict[str, Any]) -> None:
         await line.reply(case["upstream_status"], body.encode(), case["upstream_content_type"])
 
     async with engine(handler) as upstream, gateway(one_backend(upstream.root, kind, **mode)) as gate:
-        gate.gateway.registry.backends["b"].state = "unknown"  # not known to be right: a missing route is a 502
+        backend = gate.gateway.registry.backends["b"]
+        await until(lambda: backend.state != "unknown")
+        backend.state = "unknown"  # not known to be right: a missing route is a 502
         reply = await gate.client.post("/v1/chat/completions", json=CHAT)
 
         _match_reply(case["response_out"], reply)
