@@ -10,13 +10,13 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from proxy.connection import ConnectionLost, TransportError
 from proxy.dialects.base import StreamDecoder, Usage
 from proxy.errors import ApiError, error
 from proxy.exchange import Exchange
 from proxy.headers import RawHeaders
 from proxy.metrics import Series
 from proxy.pool import Backend
-from proxy.transport import ConnectionLost, TransportError
 
 T = TypeVar("T")
 

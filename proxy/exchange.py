@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from proxy.connection import Connection, TransportError
 from proxy.headers import RawHeaders, find
-from proxy.transport import Connection, TransportError
 
 HOLD: Final = 256 * 1024
 

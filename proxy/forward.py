@@ -16,6 +16,7 @@ from typing import Final
 
 from proxy.answer import Opened, Source, Streaming, Verbatim, Whole, broken, together
 from proxy.call import Call
+from proxy.connection import ConnectFailed, ConnectionLost, TransportError, UpstreamTimeout
 from proxy.dialects.base import (
     Answered,
     Ask,
@@ -37,7 +38,7 @@ from proxy.headers import RawHeaders, for_client
 from proxy.metrics import Metrics
 from proxy.pool import Backend, Replica, Route, select
 from proxy.registry import Registry
-from proxy.transport import ConnectFailed, ConnectionLost, Transport, TransportError, UpstreamTimeout
+from proxy.transport import Transport
 
 Images = Callable[[str], Awaitable[tuple[str, bytes]]]  # URL -> media type, bytes; raises ApiError
 

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from proxy.answer import Opened, Source, Whole, together
 from proxy.call import CLIENT_LEFT, Call, clock
+from proxy.connection import TransportError
 from proxy.dialects.base import Endpoint
 from proxy.errors import ApiError, error
 from proxy.events import CONTENT_TYPE, DONE, KEEP_ALIVE, error_events
 from proxy.exchange import Exchange
 from proxy.headers import RawHeaders
-from proxy.transport import TransportError
 from proxy.wire import dump_error
 
 Message = MutableMapping[str, Any]

@@ -24,7 +24,7 @@ from proxy.local import DEMO
 from proxy.settings import Settings
 
 NEXT_PORTS: Final = 100  # how many are tried after the default one
-GARBAGE: Final = 10_000  # objects between two looks of the collector; 700, Python's own, made a request 6-9 % dearer
+GARBAGE: Final = 10_000  # objects between two looks of the collector; Python's own 700 cost a request some 5 %
 IDLE_CLIENT: Final = 75  # seconds that a client's unused connection is kept
 
 

@@ -32,7 +32,7 @@ from proxy.dialects.base import EngineKind, ImageUrls, ReasoningField
 from proxy.settings_environment import Names, from_environment
 from proxy.settings_file import Place, SettingsFile, dotted, read_settings_file
 from proxy.settings_file import SettingsError as SettingsError  # raised here, so found here
-from proxy.settings_layers import Layers, explain, from_mapping
+from proxy.settings_layers import Layers, explain, from_mapping, read_templates
 from proxy.settings_types import KIND_SYNONYMS, BaseUrl, Key, Kind, MiB, Name, Origin, Size
 
 DEFAULT_CONFIG: Final = Path("configs/illm.yaml")

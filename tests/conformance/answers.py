@@ -5,6 +5,7 @@ The models' words are known beforehand: tests/engines/speech.py has them.
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import anthropic
@@ -15,9 +16,10 @@ from pydantic import SecretStr
 from tests.conformance.clients import HI, KEY, TIMEOUT, async_sdk, post, same, sdk
 from tests.conformance.outcome import HttpRefusal, Ignored
 from tests.conformance.subjects import Subject
-from tests.engines.speech import TEXT, TOOL_ARGUMENTS, TOOL_NAME
+from tests.engines.speech import TEXT, THINK_WORD, THOUGHT, TOOL_ARGUMENTS, TOOL_NAME
 
 TOKENS = len(TEXT.split()) + 1  # one a word, and the end of the turn
+PONDER: Any = [{"role": "user", "content": f"{THINK_WORD} this"}]
 TOOL: Any = {
     "type": "function",
     "function": {
@@ -121,15 +123,20 @@ def completions(subject: Subject) -> None:
 
 
 def tools(subject: Subject) -> None:
-    """A tool call, plain and streamed, and the answer to its result."""
+    """A tool call, plain and streamed, and the answer to its result, of every model that has a way of its own."""
+    for model in subject.tools:
+        check_tools(subject, model)
+
+
+def check_tools(subject: Subject, model: str) -> None:
     completions = sdk(subject).chat.completions
-    answer = completions.create(model=subject.chat, messages=HI, tools=[TOOL])
+    answer = completions.create(model=model, messages=HI, tools=[TOOL])
     message = answer.choices[0].message
     if not message.tool_calls:
         raise Ignored(f"no tool call but {message.content!r}")
     same(answer.choices[0].finish_reason, "tool_calls", "finish_reason")
     check_call(message.tool_calls[0])
-    with completions.stream(model=subject.chat, messages=HI, tools=[TOOL]) as helper:
+    with completions.stream(model=model, messages=HI, tools=[TOOL]) as helper:
         for _ in helper:
             pass
         streamed = helper.get_final_completion().choices[0]
@@ -139,7 +146,7 @@ def tools(subject: Subject) -> None:
     call = message.tool_calls[0].model_dump(exclude_none=True)
     result = {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
     history: Any = [*HI, {"role": "assistant", "content": "", "tool_calls": [call]}, result]
-    after = completions.create(model=subject.chat, messages=history, tools=[TOOL])
+    after = completions.create(model=model, messages=history, tools=[TOOL])
     same(after.choices[0].message.content, TEXT, "the answer to the tool's result")
 
 
@@ -147,6 +154,63 @@ def check_call(call: Any) -> None:
     same(call.function.name, TOOL_NAME, "the called function")
     same(json.loads(call.function.arguments), json.loads(TOOL_ARGUMENTS), "the arguments")
     assert call.id, "a tool call without an id"
+
+
+def thinking(subject: Subject) -> None:
+    """Thinking arrives in `reasoning_content`, plain and streamed, apart from the text."""
+    create = sdk(subject).chat.completions.create
+    message = create(model=subject.think, messages=PONDER).choices[0].message
+    thought = getattr(message, "reasoning_content", None)
+    if not thought:
+        raise Ignored(f"no reasoning_content but {message.content!r}")
+    same((thought.strip(), (message.content or "").strip()), (THOUGHT, TEXT), "thinking and content")
+    deltas = [c.choices[0].delta for c in create(model=subject.think, messages=PONDER, stream=True) if c.choices]
+    streamed = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+    text = "".join(delta.content or "" for delta in deltas)
+    same((streamed.strip(), text.strip()), (THOUGHT, TEXT), "the stream's thinking and content")
+
+
+def no_thinking(subject: Subject) -> None:
+    """`reasoning_effort: none` switches thinking off."""
+    create = sdk(subject).chat.completions.create
+    message = create(model=subject.think, messages=PONDER, reasoning_effort="none").choices[0].message
+    if getattr(message, "reasoning_content", None) or message.content != TEXT:
+        raise Ignored(f"it still thinks: {message!r}")
+
+
+def suffix(subject: Subject) -> None:
+    """`suffix` of a completion reaches the model, plain and streamed."""
+    create = sdk(subject).completions.create
+    answers = [create(model=subject.insert, prompt="hi", suffix=end, max_tokens=50) for end in ("a", "a longer end")]
+    used = [answer.usage.prompt_tokens for answer in answers if answer.usage]
+    if used[0] == used[1]:
+        raise Ignored("a longer suffix makes no longer prompt")
+    same(answers[0].choices[0].text, TEXT, "text")
+    chunks = create(model=subject.insert, prompt="hi", suffix="a", max_tokens=50, stream=True)
+    same("".join(chunk.choices[0].text for chunk in chunks if chunk.choices), TEXT, "the stream's text")
+
+
+def engine_options(subject: Subject) -> None:
+    """What only that engine has for a request reaches it: `keep_alive`, and `num_ctx` in `options`."""
+    if subject.loaded is None:
+        raise Ignored("the engine has no such members")
+    more = {"keep_alive": "17m", "options": {"num_ctx": 3072}}
+    sdk(subject).chat.completions.create(model=subject.chat, messages=HI, extra_body=more)
+    told = subject.loaded(subject.chat)
+    left = datetime.fromisoformat(told["expires_at"]) - datetime.now(UTC)
+    seen = told["context_length"], round(left.total_seconds() / 60)
+    if seen[1] == 5:  # Ollama's own time
+        raise Ignored(f"the model stays for 5 minutes, context {seen[0]}")
+    same(seen, (3072, 17), "context and minutes")
+
+
+def entry(subject: Subject) -> None:
+    """The model's entry in the list tells how long its context is."""
+    url = f"{subject.gateway.v1}/models/{subject.chat}"
+    told = httpx.get(url, timeout=TIMEOUT, trust_env=False).raise_for_status().json()
+    same((told["id"], told["object"], told["state"]), (subject.chat, "model", "ready"), "id, object and state")
+    if not told.get("max_model_len"):
+        raise Ignored("no max_model_len")
 
 
 def json_schema(subject: Subject) -> None:
@@ -211,6 +275,14 @@ def check_vectors(got: list[list[float]], wanted: list[list[float]]) -> None:
     pairs = zip([x for vector in got for x in vector], [x for vector in wanted for x in vector], strict=True)
     assert all(abs(x - y) < 1e-4 for x, y in pairs), "the vectors differ from those asked for as floats"
     assert len(got) < 2 or got[0] != got[1], "two texts have the same vector"
+
+
+def dimensions(subject: Subject) -> None:
+    """`dimensions` shortens the vectors."""
+    answer = sdk(subject).embeddings.create(model=subject.embed, input="hi there", dimensions=16)
+    length = len(answer.data[0].embedding)
+    if length != 16:
+        raise Ignored(f"{length} numbers, not 16")
 
 
 def rerank(subject: Subject) -> None:

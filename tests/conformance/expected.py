@@ -34,6 +34,8 @@ CANNOT: Mapping[str, Mapping[str, Outcome]] = {
         "cancelled request stops": IGNORED,
     },
     "infinity": NO_CHAT,
+    "ollama": {"rerank": UNSUPPORTED, "tokenize": UNSUPPORTED},
+    "tgi": {},
     "ollama-v1": {"n=2": IGNORED, "rerank": UNSUPPORTED, "tokenize": UNSUPPORTED},
 }
 

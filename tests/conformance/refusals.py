@@ -9,6 +9,9 @@ from tests.conformance.clients import HI, TIMEOUT, same, sdk
 from tests.conformance.outcome import Ignored, envelope
 from tests.conformance.subjects import CONTEXT, Subject
 
+# One white pixel.
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
+
 
 def unknown_model(subject: Subject) -> None:
     """404 `model_not_found` with the models that there are."""
@@ -46,6 +49,21 @@ def overflow(subject: Subject) -> None:
             same(error.code, "context_length_exceeded", "code")
         else:
             raise Ignored("answered as if it fitted")
+
+
+def picture(subject: Subject) -> None:
+    """A picture for a model that can't see: 400, and a message that says so."""
+    url = f"data:image/png;base64,{PNG}"
+    parts: Any = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": url}}]
+    try:
+        answer = sdk(subject).chat.completions.create(
+            model=subject.chat, messages=[{"role": "user", "content": parts}], max_tokens=4
+        )
+    except openai.BadRequestError as error:
+        message = str(envelope(error.response)["message"])
+        assert any(word in message.lower() for word in ("image", "multimodal", "vision")), message
+    else:
+        raise Ignored(f"answered with {answer.choices[0].message.content!r}")
 
 
 def preflight(subject: Subject) -> None:

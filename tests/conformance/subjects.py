@@ -10,16 +10,21 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from tests.engines import install, servers
 from tests.engines.gateway import Gateway
-from tests.engines.models import CHAT, EMBED, RERANK, gguf_models, hf_models
+from tests.engines.models import CHAT, EMBED, GO_TEMPLATES, RERANK, gguf_models, hf_models
 from tests.engines.process import ServerProcess
+from tests.standins.support import StandIn
 
 CONTEXT = 16384  # tokens that fit; an endless answer of so many takes any of these engines many seconds
 BUSY_CORES = 0.3
+TOOLS, THINK, INSERT = "tiny-tools", "tiny-think", "tiny-insert"  # where an engine needs models of their own for these
+
+Loaded = Callable[[str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +38,19 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """An engine that runs: its backends, its version, and whether it computes at this moment."""
+    """An engine that runs: its backends, its version, and whether it computes at this moment. `loaded`: what it says
+    of a loaded model (by the public name), where it says such things."""
 
     backends: tuple[Backend, ...]
     version: str
     busy: Callable[[], bool]
+    loaded: Loaded | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An engine behind a gateway. The three names are the models to ask for chat, embeddings and rerank; where the
-    engine has no such model, another model of it, so that what the gateway says to that is seen too."""
+    """An engine behind a gateway. The names are the models to ask for chat, embeddings and so on; where the engine has
+    no such model, another model of it, so that what the gateway says to that is seen too."""
 
     gateway: Gateway
     version: str
@@ -51,6 +58,10 @@ class Subject:
     chat: str
     embed: str
     rerank: str
+    tools: tuple[str, ...]
+    think: str
+    insert: str
+    loaded: Loaded | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +145,35 @@ def start_infinity(stack: ExitStack, folder: Path) -> Started:
 
 
 def start_ollama(stack: ExitStack, folder: Path) -> Started:
-    """Its OpenAI-compatible side, as a backend of kind `openai`."""
+    """Its own API, with models whose templates are Ollama's and models whose template is only in the GGUF."""
     models = gguf_models(folder)
-    named = {"upstream-chat": models.chat, "upstream-embed": models.embed}
-    server = stack.enter_context(servers.ollama(named, folder))
-    names = {CHAT: "upstream-chat:latest", EMBED: "upstream-embed:latest"}
+    files = {CHAT: models.chat, EMBED: models.embed} | dict.fromkeys(GO_TEMPLATES, models.chat)
+    named = {f"upstream-{name}": path for name, path in files.items()}
+    templates = {f"upstream-{name}": text for name, text in GO_TEMPLATES.items()}
+    server = stack.enter_context(servers.ollama(named, folder, templates=templates))
+
+    def loaded(public: str) -> Mapping[str, Any]:
+        listed: Any = get_json(f"{server.base_url}/api/ps")
+        return next(model for model in listed["models"] if model["model"] == f"upstream-{public}:latest")
+
+    names = {name: f"upstream-{name}:latest" for name in files}
     version = get_json(f"{server.base_url}/api/version")["version"]
-    return Started((Backend("openai", f"{server.base_url}/v1", names),), version, computes(server))
+    return Started((Backend("ollama", server.base_url, names),), version, computes(server), loaded)
+
+
+def start_ollama_v1(stack: ExitStack, folder: Path) -> Started:
+    """Its OpenAI-compatible side, as a backend of kind `openai`."""
+    ollama = start_ollama(stack, folder)
+    (backend,) = ollama.backends
+    backends = (Backend("openai", f"{backend.base_url}/v1", backend.models),)
+    return Started(backends, ollama.version, ollama.busy, ollama.loaded)
+
+
+def start_tgi(stack: ExitStack, folder: Path) -> Started:
+    """A stand-in: the real TGI can't be had from package indexes."""
+    server = stack.enter_context(StandIn("tgi", folder))
+    version = get_json(f"{server.base_url}/info")["version"]
+    return Started((Backend("tgi", server.base_url, {CHAT: CHAT}),), version, lambda: bool(server.running()))
 
 
 ENGINES: Mapping[str, Engine] = {
@@ -148,7 +181,9 @@ ENGINES: Mapping[str, Engine] = {
     "vllm": Engine("vLLM", start_vllm),
     "transformers": Engine("transformers serve", start_transformers),
     "infinity": Engine("Infinity", start_infinity),
-    "ollama-v1": Engine("Ollama `/v1`", start_ollama),
+    "ollama": Engine("Ollama", start_ollama),
+    "ollama-v1": Engine("Ollama `/v1`", start_ollama_v1),
+    "tgi": Engine("TGI (stand-in)", start_tgi),
 }
 
 
@@ -172,4 +207,8 @@ def start_subject(engine: Engine, stack: ExitStack, folder: Path) -> Subject:
     gateway.wait_models(*names)
     chat, embed = (name if name in names else names[0] for name in (CHAT, EMBED))
     rerank = RERANK if RERANK in names else embed
-    return Subject(gateway, started.version, started.busy, chat, embed, rerank)
+    think, insert = (name if name in names else chat for name in (THINK, INSERT))
+    tools = tuple(name for name in (chat, TOOLS) if name in names)
+    return Subject(
+        gateway, started.version, started.busy, chat, embed, rerank, tools, think, insert, started.loaded
+    )  # fmt: skip

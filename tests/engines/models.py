@@ -15,6 +15,23 @@ CHAT = "tiny-chat"
 EMBED = "tiny-embed"
 RERANK = "tiny-rerank"
 
+# Ollama's own templates (Go), by the name of the model that gets them; what a template uses is what Ollama takes the
+# model to be able to do. A model with none of them is left with the one in its GGUF file.
+_GO_MESSAGES = (
+    "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}<|im_start|>{{ .Role }}\n"
+    "{{ if .Thinking }}<think>\n{{ .Thinking }}\n</think>\n\n{{ end }}{{ .Content }}"
+    '{{ range .ToolCalls }}<tool_call>\n{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n'
+    "</tool_call>{{ end }}<|im_end|>\n"
+)
+_GO_TURN = "{{ if $last }}<|im_start|>assistant\n%s{{ end }}{{ end }}"
+GO_TEMPLATES = {
+    "tiny-tools": "{{ if .Tools }}<|im_start|>system\n{{ .Tools }}<|im_end|>\n{{ end }}"
+    + _GO_MESSAGES.replace("{{ if .Thinking }}<think>\n{{ .Thinking }}\n</think>\n\n{{ end }}", "")
+    + _GO_TURN % '{{ if and $.Tools (eq .Role "user") }}<|call|>{{ end }}',
+    "tiny-think": _GO_MESSAGES + _GO_TURN % "{{ if or $.Think (not $.IsThinkSet) }}<|think|>{{ end }}",
+    "tiny-insert": "{{ if .Suffix }}<PRE>{{ .Prompt }}<SUF>{{ .Suffix }}<MID>{{ else }}{{ .Prompt }}{{ end }}",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Gguf:

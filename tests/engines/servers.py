@@ -78,8 +78,13 @@ def infinity(models: Mapping[str, Path], folder: Path, *args: str) -> ServerProc
     return server.wait_ready(answers(f"{server.base_url}/health"), 120)
 
 
-def ollama(models: Mapping[str, Path], folder: Path, env: Mapping[str, str] | None = None) -> ServerProcess:
-    """Ollama with these GGUF files as its models (1 s)."""
+def ollama(
+    models: Mapping[str, Path],
+    folder: Path,
+    env: Mapping[str, str] | None = None,
+    templates: Mapping[str, str] | None = None,
+) -> ServerProcess:
+    """Ollama with these GGUF files as its models (1 s); `templates` (Go) by a model's name, for those that get one."""
     program, port = install.ensure("ollama"), free_port()
     settings = {"HOME": str(folder), "OLLAMA_MODELS": str(folder / "ollama"), "OLLAMA_HOST": f"{HOST}:{port}"}
     settings |= {"OLLAMA_NO_CLOUD": "1", **(env or {})}
@@ -87,7 +92,8 @@ def ollama(models: Mapping[str, Path], folder: Path, env: Mapping[str, str] | No
     server.wait_ready(answers(f"{server.base_url}/api/version"), 60)
     for name, path in models.items():
         modelfile = folder / f"{name}.modelfile"
-        modelfile.write_text(f"FROM {path}\n")
+        template = (templates or {}).get(name)
+        modelfile.write_text(f"FROM {path}\n" + (f'TEMPLATE """{template}"""\n' if template else ""))
         create = subprocess.run(
             [program, "create", name, "-f", modelfile], env=settings, capture_output=True, text=True, check=False
         )

@@ -2,7 +2,8 @@
 
 A tiny model is a Markov chain: the next token depends on the last one alone. So a chat template chooses the answer by
 the token that it ends with: a fixed text, a tool call when the request has tools, words without end or some thinking
-before the text when the last message asks for it. That makes content, usage and finish reasons known beforehand, at any temperature.
+before the text when the last message asks for it. That makes content, usage and finish reasons known beforehand, at
+any temperature.
 
 Standard library only and free of imports from the project: tiny_hf.py runs in an engine's own environment.
 """
@@ -11,7 +12,8 @@ TEXT = "Once upon a time two small llamas met near the old stone bridge and sang
 
 TOOL_NAME = "get_weather"
 TOOL_ARGUMENTS = '{"city": "Bern"}'
-CALL_START, FOREVER_START, THINK_START = "<|call|>", "<|forever|>", "<|think|>"  # what the template ends with to choose another answer
+# What the template ends with to choose another answer.
+CALL_START, FOREVER_START, THINK_START = "<|call|>", "<|forever|>", "<|think|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 FOREVER_WORD = "forever"  # a last message that has it gets an endless answer
 THINK_WORD = "ponder"  # a last message that has it makes the model think first, unless thinking is switched off

@@ -222,9 +222,11 @@ def black_hole() -> Iterator[str]:
             filler.setblocking(False)
             filler.connect_ex(sock.getsockname())
             fillers.append(filler)
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-        for filler in fillers:
-            filler.close()
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            for filler in fillers:
+                filler.close()
 
 
 @pytest.mark.parametrize("asked", [CHAT, STREAM], ids=["plain", "streamed"])

@@ -169,11 +169,23 @@ async def engine(handler: Handler | None = None, **how: Any) -> AsyncIterator[En
 
 
 class Server(uvicorn.Server):
-    """uvicorn that looks ten times as often whether it shall end."""
+    """uvicorn that ends sooner: it looks ten times as often whether it shall."""
 
     async def main_loop(self) -> None:
         while not await self.on_tick(0):
             await asyncio.sleep(0.01)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Without the tenth of a second that uvicorn gives clients, where none is left."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(0.01)
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+            return
+        for sock in sockets or []:
+            sock.close()
+        await self.lifespan.shutdown()
 
 
 @dataclass

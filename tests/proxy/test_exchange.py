@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from proxy.exchange import HOLD, Exchange, TooLong
-from proxy.transport import ConnectionLost
+from proxy.connection import ConnectionLost
 
 
 class Wire:

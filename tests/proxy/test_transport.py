@@ -11,16 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from proxy.exchange import Exchange
-from proxy.transport import (
-    IDLE_CONNECTIONS,
-    ConnectFailed,
-    ConnectionLost,
-    Connections,
-    Limits,
-    Origin,
-    Transport,
-    UpstreamTimeout,
-)
+from proxy.connection import ConnectFailed, ConnectionLost, UpstreamTimeout
+from proxy.transport import IDLE_CONNECTIONS, Connections, Limits, Origin, Transport
 from tests.proxy.harness import until
 
 REQUEST = b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n"

@@ -23,7 +23,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import cycle
 from typing import Any, Self, TypeVar
@@ -88,7 +88,7 @@ def is_endless(message: str) -> bool:
     return FOREVER_WORD in _MARKED.sub("", message)
 
 
-def endless() -> cycle[str]:
+def endless() -> Iterator[str]:
     return cycle(FOREVER_PIECES)
 
 

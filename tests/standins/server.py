@@ -8,6 +8,7 @@ arrived and who left, and the control paths below; nothing of what TGI or Ollama
                              many tokens had been generated when that was noticed (generation stops there)
     GET  /_standin/running   [{id, path, tokens}] of the requests in work now
     POST /_standin/faults    {"directive": {...}, "path"?: "/api/chat", "times"?: 1}: for the next requests
+    POST /_standin/health    {"up": false}: from now on the health route says so, where the real one has a way to
     POST /_standin/reset     forgets requests, closed and faults
 """
 
@@ -36,6 +37,7 @@ class Journal:
     closed: list[dict[str, Any]] = field(default_factory=list)
     running: dict[int, "Exchange"] = field(default_factory=dict)
     faults: list[dict[str, Any]] = field(default_factory=list)
+    healthy: bool = True
 
     def take_fault(self, path: str) -> dict[str, Any] | None:
         for fault in self.faults:
@@ -57,6 +59,7 @@ class Exchange:
         self.id = 0
         self.tokens = 0
         self.fault: dict[str, Any] | None = None
+        self.healthy = True
         self.piece_size: int | None = None
         self.started = self.done = False
         self._connection = connection
@@ -222,6 +225,7 @@ def _note(exchange: Exchange, journal: Journal) -> None:
     journal.requests.append({"id": exchange.id, **noted})
     journal.running[exchange.id] = exchange
     exchange.fault = journal.take_fault(exchange.path)
+    exchange.healthy = journal.healthy
 
 
 async def _control(exchange: Exchange, journal: Journal) -> None:
@@ -235,6 +239,8 @@ async def _control(exchange: Exchange, journal: Journal) -> None:
         answer = [{"id": each.id, "path": each.path, "tokens": each.tokens} for each in journal.running.values()]
     elif name == "faults":
         journal.faults.append(json.loads(exchange.body))
+    elif name == "health":
+        journal.healthy = json.loads(exchange.body)["up"]
     elif name == "reset":
         journal.requests, journal.closed, journal.faults = [], [], []
     await exchange.reply(200, (("content-type", "application/json"),), json.dumps(answer).encode())

@@ -42,6 +42,10 @@ class StandIn(ServerProcess):
         """Queues a fault for the next requests; `path` and `times` narrow it."""
         self._tell("faults", {"directive": directive, **more})
 
+    def health(self, up: bool) -> None:
+        """What the health route says from now on (TGI)."""
+        self._tell("health", {"up": up})
+
     def reset(self) -> None:
         self._tell("reset", {})
 

@@ -118,7 +118,9 @@ class Text:
             if sign == "]":
                 return Node(found, start, at + 1)
             if sign != ",":
-                raise self._malformed("EOF while parsing a list" if not sign else "expected `,` or `]`", at + bool(sign))
+                raise self._malformed(
+                    "EOF while parsing a list" if not sign else "expected `,` or `]`", at + bool(sign)
+                )
             at = self._skip(at + 1)
 
     def _object(self, start: int) -> Node:

@@ -1,4 +1,4 @@
-"""The shapes of TGI's request bodies: which members each endpoint reads, and their types. Values are checked elsewhere."""
+"""The shapes of TGI's request bodies: which members each endpoint reads, and of what type. No bounds."""
 
 from tests.standins.tgi_serde import (
     Check,
