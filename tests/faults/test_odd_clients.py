@@ -120,15 +120,14 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("case", FORMS.values(), ids=FORMS)
-async def test_no_form(case: tuple[str, bytes], caplog: pytest.LogCaptureFixture) -> None:
-    kind, body = case
+async def test_no_form(caplog: pytest.LogCaptureFixture) -> None:
     async with scene(ok) as (_, gate):
-        reply = await gate.client.post("/v1/audio/transcriptions", content=body, headers={"content-type": kind})
+        for name, (kind, body) in FORMS.items():
+            reply = await gate.client.post("/v1/audio/transcriptions", content=body, headers={"content-type": kind})
 
-        assert 400 <= reply.status_code < 500, reply.text
-        assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
-        assert not [record for record in caplog.records if record.exc_info]
+            assert 400 <= reply.status_code < 500, (name, reply.text)
+            assert set(reply.json()["error"]) == {"message", "type", "param", "code"}, name
+            assert not [record for record in caplog.records if record.exc_info], name
 
 
 NO_HTTP = {
@@ -145,31 +144,31 @@ NO_HTTP = {
 }
 
 
-@pytest.mark.parametrize("data", NO_HTTP.values(), ids=NO_HTTP)
-async def test_no_http(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_http(caplog: pytest.LogCaptureFixture) -> None:
     async with scene(ok) as (upstream, gate):
-        async with client(gate.url) as one:
-            one.writer.write(data)
-            one.writer.write_eof()
-            got = await one.everything()
+        for name, data in NO_HTTP.items():
+            async with client(gate.url) as one:
+                one.writer.write(data)
+                one.writer.write_eof()
+                got = await one.everything()
 
-            assert got == b"" or got.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 4"))
-            assert b"Traceback" not in got
-        assert not upstream.got
-        assert not [record for record in caplog.records if record.exc_info]
+            assert got == b"" or got.startswith(b"HTTP/1.1 4"), name
+            assert b"Traceback" not in got, name
+            assert not upstream.got, name
+            assert not [record for record in caplog.records if record.exc_info], name
         assert (await gate.client.post(CHAT_PATH, json=CHAT)).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "path", ["/%", "/%ff", "/v1/models/%ff", "//", "/v1/../healthz", "/v1/models/" + "x" * 4000, "*"]
-)
-async def test_odd_paths(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    async with scene(ok) as (_, gate), client(gate.url) as one:
-        one.writer.write(b"GET %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n" % path.encode())
-        got = await one.everything()
+async def test_odd_paths(caplog: pytest.LogCaptureFixture) -> None:
+    odd = ["/%", "/%ff", "/v1/models/%ff", "//", "/v1/../healthz", "/v1/models/" + "x" * 4000, "*"]
+    async with scene(ok) as (_, gate):
+        for path in odd:
+            async with client(gate.url) as one:
+                one.writer.write(b"GET %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n" % path.encode())
+                got = await one.everything()
 
-        assert b" 500 " not in got.partition(b"\r\n")[0]
-        assert not [record for record in caplog.records if record.exc_info]
+            assert got.startswith((b"HTTP/1.1 2", b"HTTP/1.1 4")), path
+            assert not [record for record in caplog.records if record.exc_info], path
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from proxy.exchange import HOLD, Exchange, TooLong
 from proxy.connection import ConnectionLost
+from proxy.exchange import HOLD, Exchange, TooLong
 
 
 class Wire:

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from proxy.exchange import Exchange
 from proxy.connection import ConnectFailed, ConnectionLost, UpstreamTimeout
+from proxy.exchange import Exchange
 from proxy.transport import IDLE_CONNECTIONS, Connections, Limits, Origin, Transport
 from tests.proxy.harness import until
 
