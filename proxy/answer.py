@@ -101,6 +101,8 @@ class Opened:
         backend, self._backend = self._backend, None
         for task in self.tasks:
             task.cancel()
+            if task.done() and not task.cancelled():
+                task.exception()  # one failure was told; the others are known, not forgotten
         for exchange in self._exchanges:
             exchange.close()
         if backend is not None:

@@ -268,7 +268,10 @@ async def _deliver(client: Client, opened: Opened) -> None:
 async def _pump(client: Client, opened: Opened, source: Source) -> None:
     """One engine stream: every piece decoded and written as it arrives. Raises `ApiError` for what ends it early."""
     if source.opening is not None:
-        source = await source.opening
+        try:
+            source = await source.opening
+        except TransportError as exc:
+            raise opened.broken(exc) from None
     exchange, decoder = source.exchange, source.decoder
     loop = asyncio.get_running_loop()
     linger: asyncio.TimerHandle | None = None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
+from proxy.connection import ConnectFailed
+from proxy.transport import Transport
 from tests.faults.support import (
     CHAT,
     CHAT_PATH,
@@ -408,6 +411,39 @@ async def test_not_after_a_comment() -> None:
         assert [error["message"] for error in errors(got)] == ["no room"]
         assert got.endswith(DONE)
         assert len(a.got) + len(b.got) == 1
+
+
+async def test_a_late_connection_of_a_fan_out_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two engine streams runs already when the other's connection is refused."""
+    heard = asyncio.Event()
+    token = {"token": {"id": 1, "text": "one", "logprob": -1.0, "special": False}, "generated_text": None, "index": 1}
+
+    async def handler(_: Got, line: Line) -> None:
+        await line.head(200, SSE)
+        await line.chunk(b"data:" + json.dumps(token | {"details": None}).encode() + b"\n\n")
+        await line.closed.wait()
+
+    async with scene(handler, kind="tgi") as (upstream, gate), client(gate.url) as one:
+        send, calls = Transport.send, 0
+
+        async def refused(self: Transport, *arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                await heard.wait()
+                raise ConnectFailed("connection refused")
+            return await send(self, *arguments)
+
+        monkeypatch.setattr(Transport, "send", refused)
+        await one.send("/v1/completions", {"model": "pub", "prompt": ["a", "b"], "stream": True, "max_tokens": 5})
+        assert (await one.answer())[0] == 200
+        got = await one.until(b"one")
+        heard.set()
+        got += await one.rest()
+
+        assert [error["code"] for error in errors(got)] == ["upstream_incomplete"]
+        assert got.endswith(DONE)
+        await upstream.lines[-1].closed.wait()
 
 
 async def test_an_error_in_the_first_event_is_a_plain_one() -> None:
