@@ -494,7 +494,7 @@ def test_an_example_loads(example: Path) -> None:
 
 
 def test_there_is_an_example_for_each_engine() -> None:
-    kinds = {"vllm", "llamacpp", "sglang", "transformers", "infinity", "tei", "ollama"}
+    kinds = {"vllm", "llamacpp", "sglang", "transformers", "infinity", "tei", "ollama", "tgi"}
     assert {path.stem for path in EXAMPLES} == kinds | {"replicas"}
 
 
