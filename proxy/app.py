@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -79,9 +80,10 @@ def create_app(
                 transport.close()
                 log.close()
 
+    via = f"illm-{secrets.token_hex(8)}".encode()
     paths = [
         Path(prefix + path, RelayEndpoint(endpoint, registry, forwarder, max_body=settings.server.max_body,
-                                          keep_alive=settings.server.keep_alive_interval))
+                                          keep_alive=settings.server.keep_alive_interval, via=via))
         for path, endpoint in RELAYED.items()
         for prefix in ("/v1", "")
     ]  # fmt: skip

@@ -8,7 +8,7 @@ carries which call, and for how long it is kept, is `transport`'s.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import httptools
 
@@ -33,8 +33,8 @@ class ConnectFailed(TransportError):
 class ConnectionLost(TransportError):
     """The engine closed, reset or garbled the connection before its answer was complete.
 
-    `stale`: it was a kept connection and not one byte of an answer came, so the engine had most likely closed it
-    before the request arrived.
+    `stale`: it was a kept connection that broke at once with not one byte of an answer, so the engine had most likely
+    closed it before the request arrived.
     """
 
     def __init__(self, message: str, *, stale: bool = False) -> None:
@@ -47,6 +47,9 @@ class UpstreamTimeout(TransportError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, reached=True)
+
+
+STALE: Final = 1.0  # seconds: an engine that breaks a kept connection later than that had the request
 
 
 class SurplusAnswer(Exception):
@@ -89,6 +92,7 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._complete = False
         self._keep = False
+        self._framed = True  # the body has a length or chunks; else it ends where the connection does
         self._answered = False  # any byte of this answer came
         self._uses = 0
         self._paused = False
@@ -104,6 +108,7 @@ class Connection(asyncio.Protocol):
         self._receiver = receiver
         self._uses += 1
         self._answered = self._complete = self.head_seen = False
+        self._headers = []  # the last answer's trailers may be left in it
         self.touched = self._loop.time()
         self._owner.active.add(self)
         self._transport.write(request)
@@ -171,12 +176,13 @@ class Connection(asyncio.Protocol):
         if receiver is None:
             return
         self._receiver = None
-        if self.head_seen and exc is None and self._until_eof():
+        if self.head_seen and exc is None and not self._framed:
             receiver.on_end()
         elif self._answered:
             receiver.on_lost(ConnectionLost("it closed the connection before the answer was complete"))
         else:
-            receiver.on_lost(ConnectionLost("it closed the connection without an answer", stale=self.reused))
+            stale = self.reused and self._loop.time() - self.touched < STALE
+            receiver.on_lost(ConnectionLost("it closed the connection without an answer", stale=stale))
 
     # -- httptools -------------------------------------------------------------------------------------------
 
@@ -205,12 +211,6 @@ class Connection(asyncio.Protocol):
         self._complete = self.head_seen
 
     # -- inside ----------------------------------------------------------------------------------------------
-
-    _framed = True
-
-    def _until_eof(self) -> bool:
-        """A body with neither length nor chunks ends where the connection does."""
-        return not self._framed
 
     def _deliver(self) -> None:
         """Everything that one read held, as one piece: fewer calls and fewer writes to the client."""

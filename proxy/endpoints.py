@@ -66,7 +66,7 @@ DEFAULTS: Final[dict[Endpoint, dict[str, str]]] = {
 
 
 class RelayEndpoint:
-    """One relayed path."""
+    """One relayed path. `via`: this gateway's own name in `Via` headers, by which it knows its own requests."""
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class RelayEndpoint:
         *,
         max_body: int,
         keep_alive: float,
+        via: bytes,
     ) -> None:
         self._endpoint = endpoint
         self._registry = registry
@@ -83,23 +84,26 @@ class RelayEndpoint:
         self._max_body = max_body
         self._keep_alive = keep_alive if endpoint in GENERATIONS else None
         self._defaults = _defaults(endpoint, registry.settings.defaults)
+        self._via = via
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         only(scope, "POST")
         call: Call = scope["illm.call"]
         call.endpoint = self._endpoint
         headers = scope["headers"]
+        if any(name == b"via" and self._via in value for name, value in headers):
+            raise _in_a_circle()
         body = await read_body(receive, headers, self._max_body)
         if body is None:
             raise ClientLeft
         request, model, framework = self._read(headers, body)
         route = self._registry.resolve(model, framework, self._endpoint)
-        call.model = route.name
+        call.model = route.name if route.known else ""
         call.stream = request.stream
         await relay(
             Client(call, send),
             receive,
-            self._forwarder.open(request, route, for_upstream(headers), call),
+            self._forwarder.open(request, route, for_upstream(headers) + b"via: 1.1 %b\r\n" % self._via, call),
             endpoint=self._endpoint,
             keep_alive=self._keep_alive if request.stream else None,
         )
@@ -233,6 +237,13 @@ def _too_large(limit: int) -> ApiError:
     return error(
         "request_too_large",
         f"The request body is larger than {limit} bytes. Send less, or raise server.max_body.",
+    )
+
+
+def _in_a_circle() -> ApiError:
+    return error(
+        "backend_not_configured",
+        "This request went in a circle: a backend's base_url leads back to this gateway. Set it to the engine's address.",
     )
 
 

@@ -131,7 +131,7 @@ def message(value: Any, secret: str | None) -> str:
         return ""
     if secret:
         said = said.replace(secret, "***")
-    said = " ".join(said.split())
+    said = " ".join("".join(c if c.isprintable() else " " for c in said[: 8 * MAX_SAID]).split())
     return said if len(said) <= MAX_SAID else said[:MAX_SAID] + "…"
 
 
@@ -188,7 +188,7 @@ def _objects(entries: Any) -> Iterator[dict[str, Any]]:
 
 
 def _model(name: Any, length: Any, owner: Any, created: Any, able: Any) -> ModelInfo | None:
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():  # it is put into logs
         return None
     return ModelInfo(
         id=name,

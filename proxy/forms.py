@@ -16,6 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from proxy.errors import bad_request, error
+from proxy.wire import dump
 
 # The beginning of a file -> what an upload of it is called; engines go by the name's ending.
 _AUDIO: Final = (
@@ -103,6 +104,8 @@ def _fields(name: str, value: Any) -> Iterable[Part]:
             yield from _fields(name if name.endswith("[]") else f"{name}[]", item)
     elif isinstance(value, bool):
         yield _field(name, b"true" if value else b"false")
+    elif isinstance(value, dict):
+        yield _field(name, dump(value))
     else:
         yield _field(name, str(value).encode())
 

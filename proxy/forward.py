@@ -2,7 +2,8 @@
 rule for trying again.
 
 A second attempt is made only while nothing was sent to the client: on any other replica when no connection could be
-made, on one other replica when a generation was turned away with 503 or 429. After the first event there is none.
+made or the engine lacks the ability, on one other replica when a generation was turned away with 503 or 429. After
+the first event there is none.
 
 Not here: the client's side (`relay`), what a dialect means, how bytes travel.
 """
@@ -34,7 +35,7 @@ from proxy.dialects.base import (
 from proxy.errors import ApiError, error
 from proxy.events import CONTENT_TYPE
 from proxy.exchange import Exchange, TooLong
-from proxy.headers import RawHeaders, for_client
+from proxy.headers import RawHeaders, find, for_client
 from proxy.metrics import Metrics
 from proxy.pool import Backend, Replica, Route, select
 from proxy.registry import Registry
@@ -45,6 +46,7 @@ Images = Callable[[str], Awaitable[tuple[str, bytes]]]  # URL -> media type, byt
 GENERATIONS: Final = frozenset(("chat", "completions", "responses", "messages"))
 TURNED_AWAY: Final = frozenset((429, 503))
 DIED: Final = "backend_unavailable"  # perhaps of this very request, which then must not go to another
+UNABLE: Final = "unsupported_endpoint"  # nothing was done, and the next replica may be another engine
 ERROR_BODY: Final = 1024 * 1024  # bytes of an engine's error that are read
 STREAMED: Final = ("text/event-stream", "application/x-ndjson")
 _NOTED: Final = Answered(200, "", b"")
@@ -88,17 +90,17 @@ class Forwarder:
                 if call.started or len(tried) == len(route.replicas):
                     raise failure from None
             except ApiError as exc:
-                again = exc.status in TURNED_AWAY and request.endpoint in GENERATIONS and not turned_away
-                again = again and exc.code != DIED
+                busy = exc.status in TURNED_AWAY and request.endpoint in GENERATIONS and exc.code != DIED
+                again = exc.code == UNABLE or (busy and not turned_away)
                 if call.started or not again or len(tried) == len(route.replicas):
                     raise
-                turned_away = True
+                turned_away = turned_away or busy
 
     async def _attempt(self, request: Request, replica: Replica, public: str, headers: bytes, call: Call) -> Opened:
         backend = replica.backend
         steps = self._dialects[backend.kind or "openai"].encode(request, backend.target(replica.model, public))
         await backend.enter()
-        opened = Opened(backend, self._metrics.series(request.endpoint, public, backend.name))
+        opened = Opened(backend, self._metrics.series(request.endpoint, call.model, backend.name))
         line = Line(backend, b"x-request-id: %b\r\n%b" % (call.id, headers), opened)
         try:
             plan = steps if isinstance(steps, Plan) else await self._walk(steps, line)
@@ -154,7 +156,9 @@ class Forwarder:
         if ok and request.endpoint not in GENERATIONS and "json" not in kind and not kind.startswith("text/"):
             first = await self._piece(exchange, line.backend)
             kind = kind or "application/octet-stream"
-            return Streaming((Source(exchange, Verbatim(), first),), kind, _passing(exchange, plan))
+            encoded = find(exchange.headers, b"content-encoding")  # although none was asked for
+            headers = [(b"content-encoding", encoded)] if encoded is not None else []
+            return Streaming((Source(exchange, Verbatim(), first),), kind, _passing(exchange, plan) + headers)
         answer = await self._answered(exchange, line.backend)
         if not ok:
             raise plan.decoder.failure(answer)

@@ -42,7 +42,7 @@ REPLY_OWN: Final = HOP_BY_HOP | {
 }
 # What a request keeps on its way to an engine. A list of what passes can't leak what it doesn't name.
 REQUEST_PASSES: Final = frozenset(
-    (b"accept", b"accept-language", b"user-agent", b"traceparent", b"tracestate", b"baggage", b"x-session-id")
+    (b"accept", b"accept-language", b"user-agent", b"traceparent", b"tracestate", b"baggage", b"x-session-id", b"via")
 )
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -62,7 +62,11 @@ def for_upstream(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 def for_client(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """An engine's headers that a client may see; CORS is the gateway's own business."""
-    return [pair for pair in headers if pair[0] not in REPLY_OWN and not pair[0].startswith(b"access-control-")]
+    headers = list(headers)
+    own = REPLY_OWN
+    if (named := find(headers, b"connection")) is not None:  # names further headers that end here
+        own = own | {name.strip().lower() for name in named.split(b",")}
+    return [pair for pair in headers if pair[0] not in own and not pair[0].startswith(b"access-control-")]
 
 
 def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:

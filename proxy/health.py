@@ -77,9 +77,11 @@ class HealthLoop:
         """One probe of one backend, and the registry made anew if it changed anything."""
         settings = backend.settings
         key = settings.api_key.get_secret_value() if settings.api_key is not None else None
-        kind = settings.kind or (backend.kind if backend.state == "ready" else None)
+        known = backend.state == "ready" and not backend.failures  # else another engine may be there by now
+        kind = settings.kind or (backend.kind if known else None)
+        version = backend.version if known else None
         try:
-            found = await probe(self._client, settings.root, kind, key, self._settings.timeout, backend.version)
+            found = await probe(self._client, settings.root, kind, key, self._settings.timeout, version)
         except Exception:  # a bug must not end the watch: the backend would keep its last state for ever
             log.exception("probe of backend '%s'", backend.name)
             return

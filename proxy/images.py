@@ -76,6 +76,7 @@ class ImageFetcher:
         host = f"[{address}]" if address.version == 6 else str(address)
         url = parts._replace(netloc=f"{host}:{_port(parts)}", fragment="").geturl()
         headers = {"host": parts.netloc, "accept": "image/*", "user-agent": "illm"}
+        headers["connection"] = "close"  # another host at this address must not get a connection checked for this one
         extensions = {"sni_hostname": parts.hostname} if parts.scheme == "https" else {}
         async with self._client.stream("GET", url, headers=headers, extensions=extensions) as response:
             if response.is_redirect:

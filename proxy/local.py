@@ -24,6 +24,7 @@ from proxy.settings import BackendSettings
 log = logging.getLogger("illm")
 
 HOST: Final = "127.0.0.1"
+LOOPBACK: Final = frozenset((HOST, "localhost", "::1"))
 DEMO: Final = "demo"
 DEMO_START: Final = 10.0  # seconds
 
@@ -67,9 +68,9 @@ class LocalDiscovery:
             await self._drop()
 
     async def _look(self) -> None:
-        known = {backend.settings.root for backend in self._registry.backends.values()}
-        roots = [f"http://{HOST}:{port}" for port in LOCAL_PORTS if port != self._own_port]
-        new = [root for root in roots if root not in known]
+        origins = [backend.origin for backend in self._registry.backends.values()]
+        known = {origin.port for origin in origins if origin.host in LOOPBACK}
+        new = [f"http://{HOST}:{port}" for port in LOCAL_PORTS if port != self._own_port and port not in known]
         timeout = self._registry.settings.health.timeout
         found = await asyncio.gather(*(probe(self._client, root, None, None, timeout) for root in new))
         for root, one in zip(new, found, strict=True):
@@ -89,7 +90,7 @@ class LocalDiscovery:
             await self._demo.stop()
 
     def _add(self, name: str, root: str, found: Probe) -> None:
-        backend = Backend(name, BackendSettings(kind=found.kind, base_url=root), local=True)
+        backend = Backend(name, BackendSettings(base_url=root), local=True)
         backend.learn(found, down_after=1)
         self._registry.add(backend)
         self._health.watch(backend)

@@ -165,6 +165,7 @@ class Route:
     name: str
     replicas: tuple[Replica, ...]
     info: ModelInfo | None = None  # of the first replica that tells
+    known: bool = True  # False: only a client says that there is such a model
 
 
 def select(replicas: Sequence[Replica], tried: Collection[Replica], now: float, turn: int) -> Replica | None:

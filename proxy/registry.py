@@ -119,7 +119,9 @@ class Registry:
             replicas = tuple(Replica(b, model) for b in self.backends.values() if b.kind in kinds and not served(b))
         if not replicas:
             raise self._unknown(model, framework, kinds)
-        return Route(route.name if route is not None else model, replicas, route.info if route else None)
+        if route is None:
+            return Route(model, replicas, known=False)
+        return Route(route.name, replicas, route.info)
 
     def _check_configured(self, framework: EngineKind, kinds: Kinds) -> None:
         if not any(backend.kind in kinds for backend in self.backends.values()):

@@ -28,6 +28,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 LINGER: Final = 1.0  # seconds that an engine has for ending its answer after the end marker, to keep its connection
 STREAM_HEADERS: Final[RawHeaders] = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+STREAM_OWN: Final = frozenset(name for name, _ in STREAM_HEADERS)
 
 
 class Client:
@@ -64,7 +65,8 @@ class Client:
         """Begin a stream with status 200."""
         self.call.status = 200
         self.call.started = True
-        head = [(b"content-type", content_type.encode()), *STREAM_HEADERS, *headers, *self.call.headers]
+        passing = [pair for pair in headers if pair[0] not in STREAM_OWN]
+        head = [(b"content-type", content_type.encode()), *STREAM_HEADERS, *passing, *self.call.headers]
         self._push({"type": "http.response.start", "status": 200, "headers": head})
 
     def write(self, data: bytes) -> None:
@@ -243,7 +245,7 @@ async def _deliver(client: Client, opened: Opened) -> None:
             await client.respond(200, answer.content_type, answer.body, answer.headers)
         else:  # a stream was asked for and kept alive, and the engine answered with one object after all
             events = answer.content_type.startswith("text/event-stream")
-            client.answer(answer.body if events else b"data: " + answer.body + b"\n\n" + DONE)
+            client.answer(answer.body if events else b"data: " + b" ".join(answer.body.splitlines()) + b"\n\n" + DONE)
             await client.finish()
         return
     if not call.started:

@@ -39,7 +39,7 @@ class Status:
         return 200, JSON, dump({"object": "list", "data": entries})
 
     def model(self, scope: Scope) -> Answered:
-        name = path_tail(scope, "/models/")
+        name = path_tail(scope, "/models/").rstrip("/")
         route = self._registry.snapshot.names.get(name)
         if route is None:
             route = self._registry.resolve(name, None, "chat")

@@ -26,7 +26,7 @@ CHECKS: Mapping[str, Callable[[Subject], None]] = {
     "responses": answers.responses,
     "messages": answers.messages,
     "tokenize": answers.tokenize,
-    "keep_alive, num_ctx": answers.engine_options,
+    "keep_alive and num_ctx": answers.engine_options,
     "context length in the list": answers.entry,
     "unknown model → 404": refusals.unknown_model,
     "wrong value → 400": refusals.bad_value,

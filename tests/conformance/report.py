@@ -9,7 +9,8 @@ from tests.conformance.outcome import Outcome, Result
 BEGIN, END = "<!-- conformance:begin -->", "<!-- conformance:end -->"
 LEGEND = """\
 Written by `scripts/conformance`: real engines with tiny models on a CPU, behind the gateway, asked with the `openai`,
-`anthropic` and `langchain-openai` clients. **can't**: the engine lacks it, and the answer is 422
+`anthropic` and `langchain-openai` clients. TGI is a stand-in made from its API description and from answers of the
+real router, since it can't be had from package indexes. **can't**: the engine lacks it, and the answer is 422
 `CapabilityNotSupported` (or 400 where only a parameter is refused). **ignores it**: the engine answers as if it had
 not been asked for. **fails**: the engine breaks on it, and the client gets a clean 5xx error."""
 

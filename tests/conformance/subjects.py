@@ -22,6 +22,8 @@ from tests.standins.support import StandIn
 
 CONTEXT = 16384  # tokens that fit; an endless answer of so many takes any of these engines many seconds
 BUSY_CORES = 0.3
+SHORTER = ("--hf-overrides", '{"is_matryoshka": true}')  # lets vLLM cut vectors
+INTERVAL = 2  # seconds between two of the gateway's looks at an engine
 TOOLS, THINK, INSERT = "tiny-tools", "tiny-think", "tiny-insert"  # where an engine needs models of their own for these
 
 Loaded = Callable[[str], Mapping[str, Any]]
@@ -115,7 +117,10 @@ def start_vllm(stack: ExitStack, folder: Path) -> Started:
     models = hf_models(folder)
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", str(CONTEXT))
     chat = stack.enter_context(servers.vllm(models / CHAT, folder, "upstream-chat", *tools))
-    embed = stack.enter_context(servers.vllm(models / EMBED, folder, "upstream-embed", "--runner", "pooling"))
+    embed = stack.enter_context(servers.vllm(models / EMBED, folder, "upstream-embed", "--runner", "pooling", *SHORTER))
+    # With a parser whatever holds no thinking is taken for nothing but thinking: a server of its own.
+    thinking = ("--reasoning-parser", "qwen3", "--max-model-len", "4096")
+    think = stack.enter_context(servers.vllm(models / CHAT, folder, "upstream-think", *thinking))
 
     def busy() -> bool:
         text = httpx.get(f"{chat.base_url}/metrics", timeout=10, trust_env=False).text
@@ -125,6 +130,7 @@ def start_vllm(stack: ExitStack, folder: Path) -> Started:
     backends = (
         Backend("vllm", chat.base_url, {CHAT: "upstream-chat"}),
         Backend("vllm", embed.base_url, {EMBED: "upstream-embed"}),
+        Backend("vllm", think.base_url, {THINK: "upstream-think"}),
     )
     return Started(backends, get_json(f"{chat.base_url}/version")["version"], busy)
 
@@ -147,7 +153,7 @@ def start_infinity(stack: ExitStack, folder: Path) -> Started:
 def start_ollama(stack: ExitStack, folder: Path) -> Started:
     """Its own API, with models whose templates are Ollama's and models whose template is only in the GGUF."""
     models = gguf_models(folder)
-    files = {CHAT: models.chat, EMBED: models.embed} | dict.fromkeys(GO_TEMPLATES, models.chat)
+    files = {CHAT: models.chat, EMBED: models.embed} | dict.fromkeys(GO_TEMPLATES, models.bare)
     named = {f"upstream-{name}": path for name, path in files.items()}
     templates = {f"upstream-{name}": text for name, text in GO_TEMPLATES.items()}
     server = stack.enter_context(servers.ollama(named, folder, templates=templates))
@@ -196,7 +202,7 @@ def configuration(backends: tuple[Backend, ...]) -> str:
         for public, own in backend.models.items()
     }
     urls = {name: {"kind": backend.kind, "base_url": backend.base_url} for name, backend in named.items()}
-    return json.dumps({"backends": urls, "models": models}, indent=2)
+    return json.dumps({"backends": urls, "models": models, "health": {"interval": INTERVAL}}, indent=2)
 
 
 def start_subject(engine: Engine, stack: ExitStack, folder: Path) -> Subject:

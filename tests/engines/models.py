@@ -16,12 +16,13 @@ EMBED = "tiny-embed"
 RERANK = "tiny-rerank"
 
 # Ollama's own templates (Go), by the name of the model that gets them; what a template uses is what Ollama takes the
-# model to be able to do. A model with none of them is left with the one in its GGUF file.
+# model to be able to do. They need a GGUF file without a template, since that would win.
 _GO_MESSAGES = (
     "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}<|im_start|>{{ .Role }}\n"
     "{{ if .Thinking }}<think>\n{{ .Thinking }}\n</think>\n\n{{ end }}{{ .Content }}"
-    '{{ range .ToolCalls }}<tool_call>\n{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n'
-    "</tool_call>{{ end }}<|im_end|>\n"
+    "{{ if .ToolCalls }}{{ range .ToolCalls }}"
+    '<tool_call>\n{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n'
+    "</tool_call>{{ end }}{{ end }}<|im_end|>\n"
 )
 _GO_TURN = "{{ if $last }}<|im_start|>assistant\n%s{{ end }}{{ end }}"
 GO_TEMPLATES = {
@@ -40,6 +41,7 @@ class Gguf:
     chat: Path
     embed: Path
     rerank: Path
+    bare: Path  # the chat model without a template
 
 
 def gguf_models(folder: Path) -> Gguf:
@@ -48,6 +50,7 @@ def gguf_models(folder: Path) -> Gguf:
     return Gguf(
         chat=write(folder / f"{CHAT}.gguf", TinyModel(ctx=CONTEXT, tools=True)),
         embed=write(folder / f"{EMBED}.gguf", TinyModel(pooling="mean")),
+        bare=write(folder / "tiny-bare.gguf", TinyModel(ctx=CONTEXT, template=False)),
         rerank=write(folder / f"{RERANK}.gguf", TinyModel(seed=1)),  # the chain's weights would rank all alike
     )
 

@@ -41,6 +41,7 @@ class TinyModel:
     ctx: int = 4096
     tools: bool = False
     pooling: Literal["mean", "cls", "last", "rank"] | None = None
+    template: bool = True  # carries a chat template: one in the file wins over a template of Ollama's own
     seed: int | None = None  # gaussian weights from this seed instead of the chain
     name: str = "tiny-llama"
 
@@ -150,7 +151,7 @@ def metadata(model: TinyModel, tokens: list[tuple[str, int]]) -> list[Entry]:
     ]
     if model.pooling:
         entries.append(("llama.pooling_type", U32, POOLING[model.pooling]))
-    else:
+    elif model.template:
         entries.append(("tokenizer.chat_template", STRING, speech.chat_template(model.tools)))
     return entries
 

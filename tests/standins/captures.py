@@ -138,14 +138,21 @@ def parts(text: str, kind: str) -> list[Any]:
 
 
 def differences(real: Any, made: Any, loose: frozenset[str], path: str = "") -> list[str]:
-    """Where two values differ: other members, types or values; of members named in `loose` only the type counts."""
-    name = re.sub(r"\[\d+\]$", "", path.rpartition(".")[2])
+    """Where two values differ: other members, types or values.
+
+    Of members named in `loose` only the type counts, and in a list of objects the members of the first.
+    """
+    name = re.sub(r"(\[\d+\])+$", "", path.rpartition(".")[2])
+    if name in loose and type(real) is type(made) and real and made and not path.endswith("]"):
+        first, other = (real[0], made[0]) if isinstance(real, list) else (None, None)
+        same = not isinstance(first, dict) or (isinstance(other, dict) and first.keys() == other.keys())
+        return [] if same else [f"{path}[0]: {first}, not {other}"]
     if isinstance(real, dict) and isinstance(made, dict):
         found = [f"{path}: members {sorted(real.keys() ^ made.keys())}"] if real.keys() != made.keys() else []
         for key in real.keys() & made.keys():
             found += differences(real[key], made[key], loose, f"{path}.{key}")
         return found
-    if isinstance(real, list) and isinstance(made, list) and name not in loose:
+    if isinstance(real, list) and isinstance(made, list):
         found = [f"{path}: {len(real)} items, not {len(made)}"] if len(real) != len(made) else []
         for at, (left, right) in enumerate(zip(real, made, strict=False)):
             found += differences(left, right, loose, f"{path}[{at}]")

@@ -23,7 +23,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import cycle
 from typing import Any, Self, TypeVar
@@ -94,7 +94,7 @@ def endless() -> Iterator[str]:
 
 async def paced(
     tokens: Iterable[T], directive: Directive, exchange: Exchange, garbage: bytes, slow: float = 0
-) -> AsyncIterator[T]:
+) -> AsyncGenerator[T, None]:
     """The tokens at the told pace, with the told faults between them; counts them in `exchange.tokens`.
 
     Raises Failed and Vanished. Where the connection is to break it breaks it, and then waits to be cancelled.

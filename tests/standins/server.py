@@ -144,7 +144,8 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
     def on_message_begin(self) -> None:
-        self._target, self._headers, self._body = b"", {}, bytearray()
+        self._target, self._body = b"", bytearray()
+        self._headers: dict[str, str] = {}
 
     def on_url(self, url: bytes) -> None:
         self._target += url

@@ -17,6 +17,8 @@ class StandIn(ServerProcess):
     """One running stand-in; a context manager that ends it. `kind` is `tgi` or `ollama`, `options` its command line."""
 
     def __init__(self, kind: str, folder: Path, options: Sequence[str] = ()) -> None:
+        self.kind = kind
+        self._client = httpx.Client(trust_env=False, timeout=PATIENCE, verify=False)  # no TLS here; to load it is slow
         port = free_port()
         command = [sys.executable, "-m", f"tests.standins.{kind}", "--port", str(port), *options]
         super().__init__(command, port=port, log=folder / f"{kind}-{port}.log", cwd=ROOT)
@@ -28,10 +30,12 @@ class StandIn(ServerProcess):
 
     def closed(self) -> list[dict[str, Any]]:
         """Connections that the client closed before its answer was complete."""
-        return self._ask("closed")
+        found: list[dict[str, Any]] = self._ask("closed")
+        return found
 
     def running(self) -> list[dict[str, Any]]:
-        return self._ask("running")
+        found: list[dict[str, Any]] = self._ask("running")
+        return found
 
     def wait_closed(self, count: int = 1) -> list[dict[str, Any]]:
         """Blocks until that many clients have left early."""
@@ -49,14 +53,18 @@ class StandIn(ServerProcess):
     def reset(self) -> None:
         self._tell("reset", {})
 
+    def stop(self) -> None:
+        super().stop()
+        self._client.close()
+
     def _listens(self) -> bool:
         try:
-            return httpx.get(f"{self.base_url}/_standin/running", timeout=2, trust_env=False).is_success
+            return self._client.get(f"{self.base_url}/_standin/running").is_success
         except httpx.TransportError:
             return False
 
     def _ask(self, name: str) -> Any:
-        return httpx.get(f"{self.base_url}/_standin/{name}", timeout=PATIENCE, trust_env=False).json()
+        return self._client.get(f"{self.base_url}/_standin/{name}").json()
 
     def _tell(self, name: str, body: dict[str, Any]) -> None:
-        httpx.post(f"{self.base_url}/_standin/{name}", json=body, timeout=PATIENCE, trust_env=False).raise_for_status()
+        self._client.post(f"{self.base_url}/_standin/{name}", json=body).raise_for_status()

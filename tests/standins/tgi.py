@@ -15,17 +15,23 @@ from tests.standins import tgi_shapes as shapes
 from tests.standins.directives import choose
 from tests.standins.server import Exchange, serve
 from tests.standins.tgi_chat import choose_tools, render
-from tests.standins.tgi_model import Said, generate, seed, top_tokens, whole
+from tests.standins.tgi_details import details, stream_details, timings
+from tests.standins.tgi_model import generate, top_tokens, whole
 from tests.standins.tgi_rules import Job, Refused, Settings, check, dumps, prompt_pieces
 from tests.standins.tgi_serde import Check, Malformed, Mismatch, Text
 from tests.standins.tgi_sse import CORS, Events
-from tests.standins.tgi_tokens import encode, tokenized
+from tests.standins.tgi_tokens import tokenized
 from tests.standins.tgi_v1 import Chat, Completions, error_event
 
 _PLAIN, _JSON = "text/plain; charset=utf-8", "application/json"
 _BODY_LIMIT = 2_000_000
 _OPEN = ("/health", "/ping", "/info", "/metrics", "/v1/models", "/chat_tokenize", "/docs", "/api-doc/openapi.json")
-_SINCE = {"/v1/models": (2, 3), "/chat_tokenize": (2, 3), "/tokenize": (1, 4), "/v1/chat/completions": (1, 4)}
+_SINCE: dict[str, tuple[int, ...]] = {
+    "/v1/models": (2, 3),
+    "/chat_tokenize": (2, 3),
+    "/tokenize": (1, 4),
+    "/v1/chat/completions": (1, 4),
+}
 _SINCE |= {"/v1/completions": (1, 4, 4), "/info": (0, 7)}
 Shape = Callable[[tuple[int, ...]], Check]
 
@@ -146,47 +152,12 @@ class Router:
         front = job.inputs if given.get("return_full_text") else ""
         made: dict[str, Any] = {"generated_text": front + said.text}
         if job.details:
-            made["details"] = self._details(job, said, 0)
+            made["details"] = details(job, said, 0, self.settings)
             if others:
-                more = [self._details(job, each, draw) for draw, each in enumerate(others, 1)]
+                more = [details(job, each, draw, self.settings) for draw, each in enumerate(others, 1)]
                 texts = [{"generated_text": front + each.text} for each in others]
                 made["details"]["best_of_sequences"] = [a | b for a, b in zip(texts, more, strict=True)]
-        return made, self._timings(len(job.inputs), job.prompt_tokens, len(said.tokens))
-
-    def _details(self, job: Job, said: Said, draw: int) -> dict[str, Any]:
-        prefill = []
-        if job.parameters.get("decoder_input_details"):
-            front = [(1, "<s>")] if self.settings.tokenizer_bos else []
-            shown = [*front, *((piece.id, piece.data.decode("utf-8", "replace")) for piece in encode(job.inputs))]
-            prefill = [
-                {"id": number, "text": text, "logprob": -1.5 if at else None} for at, (number, text) in enumerate(shown)
-            ]
-        details = {
-            "finish_reason": said.finish,
-            "generated_tokens": len(said.tokens),
-            "seed": seed(job, draw),
-            "prefill": prefill,
-            "tokens": [each.members() for each in said.tokens],
-        }
-        count = job.parameters.get("top_n_tokens")
-        if count:
-            details["top_tokens"] = [[other.members() for other in top_tokens(each, count)] for each in said.tokens]
-        return details
-
-    def _timings(self, characters: int, prompt: int, generated: int) -> tuple[tuple[str, str], ...]:
-        values: dict[str, object] = {
-            "x-compute-type": "gpu+optimized",
-            "x-compute-time": "0.015991497",
-            "x-compute-characters": characters,
-            "x-total-time": 15,
-            "x-validation-time": 0,
-            "x-queue-time": 0,
-            "x-inference-time": 14,
-            "x-time-per-token": 1,
-        }
-        if self.settings.since >= (1, 4):
-            values |= {"x-prompt-tokens": prompt, "x-generated-tokens": generated}
-        return tuple((name, str(value)) for name, value in values.items())
+        return made, timings(len(job.inputs), job.prompt_tokens, len(said.tokens), self.settings)
 
     async def _generate_stream(self, exchange: Exchange) -> None:
         await self._streamed(exchange, self._body(exchange, shapes.generate))
@@ -216,12 +187,8 @@ class Router:
                 event |= {"generated_text": None, "details": None}
                 if finish is not None:
                     event["generated_text"] = front + said
-                    event["details"] = self._stream_details(job, finish, index) if job.details else None
+                    event["details"] = stream_details(job, finish, index, self.settings) if job.details else None
                 await events.send(event)
-
-    def _stream_details(self, job: Job, finish: str, count: int) -> dict[str, Any]:
-        details = {"finish_reason": finish, "generated_tokens": count, "seed": seed(job)}
-        return details | ({"input_length": job.prompt_tokens} if self.settings.since >= (2, 3) else {})
 
     async def _compat(self, exchange: Exchange) -> None:
         body = self._body(exchange, shapes.compat)
@@ -262,7 +229,10 @@ class Router:
         with self._permits():
             made, job, said = await chat.whole()
         await self._reply(
-            exchange, 200, dumps(made), more=self._timings(len(job.inputs), job.prompt_tokens, len(said.tokens))
+            exchange,
+            200,
+            dumps(made),
+            more=timings(len(job.inputs), job.prompt_tokens, len(said.tokens), self.settings),
         )
 
     async def _completions(self, exchange: Exchange) -> None:
@@ -274,7 +244,9 @@ class Router:
         with self._permits(len(completions.prompts)):
             made = await completions.whole()
         usage = made["usage"]
-        more = self._timings(sum(map(len, completions.prompts)), usage["prompt_tokens"], usage["completion_tokens"])
+        more = timings(
+            sum(map(len, completions.prompts)), usage["prompt_tokens"], usage["completion_tokens"], self.settings
+        )
         await self._reply(exchange, 200, dumps(made), more=more)
 
     async def _v1_stream(self, exchange: Exchange, source: Chat | Completions, permits: int) -> None:

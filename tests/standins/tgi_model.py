@@ -5,7 +5,7 @@ Knows no HTTP beyond the exchange that its faults act on.
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -46,7 +46,7 @@ def answer(job: Job, directive: Directive, settings: Settings) -> tuple[Iterator
 
 async def generate(
     job: Job, directive: Directive, exchange: Exchange, settings: Settings, *, stream: bool
-) -> AsyncIterator[tuple[Token, str | None]]:
+) -> AsyncGenerator[tuple[Token, str | None], None]:
     """Tokens, the last one with its finish reason. Raises Refused as the router reports a failure of the model."""
     tokens, slow = answer(job, directive, settings)
     stops = job.parameters.get("stop") or ()

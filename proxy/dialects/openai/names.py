@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from proxy.wire import dump
+from proxy.wire import dump, load
 
 _MODEL: Final = re.compile(rb'"model"(\s*:\s*)("(?:[^"\\]|\\.)*")')
 
@@ -26,9 +26,10 @@ class Renamer:
         self._new = b""
         self.known = False
 
-    def learn(self, data: bytes) -> None:
-        """Find the name in a piece that holds whole events, or in a whole body."""
-        found = _MODEL.search(data)
+    def learn(self, data: bytes, said: str | None = None) -> None:
+        """Find the name in a piece that holds whole events, or in a whole body. `said`: the name, where other members
+        that are called `model` (in a client's metadata) may stand before it."""
+        found = next((m for m in _MODEL.finditer(data) if said is None or load(m[2]) == said), None)
         if found is None:
             return
         self.known = True

@@ -142,7 +142,8 @@ class PassThroughDecoder:
             data = data[found.end() :]
         if data:
             self._begun = True
-            self._renamer.learn(data)
+            if self._endpoint not in _TERMINAL:
+                self._renamer.learn(data)
             self._always = self._always or _SPACED.search(data) is not None
             if self._endpoint in _CHOICES:
                 self._seen.add(0)
@@ -208,7 +209,9 @@ class PassThroughDecoder:
         if (usage := usage_of(body)) is not None:
             before = self.usage or Usage()  # message_start counts the prompt, message_delta the answer
             self.usage = Usage(usage.prompt or before.prompt, usage.completion or before.completion)
-        return self._rename(raw)
+        if not self._renamer.known:
+            self._renamer.learn(raw, _named(body))
+        return self._renamer.apply(raw)
 
     def _chunk(self, body: JsonObject, raw: bytes) -> bytes:
         if self._fixer is not None:
@@ -237,9 +240,10 @@ class PassThroughDecoder:
         for choice in body.get("choices") or ():
             if not isinstance(choice, dict):
                 continue
-            index = choice.get("index", 0)
+            index, reason = choice.get("index", 0), choice.get("finish_reason")
+            if not isinstance(index, int) or not isinstance(reason, str | None):
+                raise self._broken("sent a choice whose index or finish_reason is of the wrong type")
             self._seen.add(index)
-            reason = choice.get("finish_reason")
             if reason in FINISH_REASONS:
                 reason = choice["finish_reason"] = FINISH_REASONS[reason]
                 changed = True
@@ -274,6 +278,14 @@ def _object(text: str) -> JsonObject | None:
         return load_object(text)
     except InvalidJson:
         return None
+
+
+def _named(body: JsonObject) -> str | None:
+    """The model's name in a typed event: the first of a stream tells it one level down."""
+    for inner in (body, body.get("response"), body.get("message")):
+        if isinstance(inner, dict) and isinstance(inner.get("model"), str):
+            return inner["model"]
+    return None
 
 
 def _unbroken(raw: bytes) -> bool:

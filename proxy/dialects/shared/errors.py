@@ -13,7 +13,7 @@ import math
 from typing import Final, NamedTuple
 
 from proxy.dialects.base import Endpoint
-from proxy.dialects.shared.faults import Fault, context_param, names_model, parse, read, too_long
+from proxy.dialects.shared.faults import Fault, context_param, is_blind, names_model, parse, read, too_long
 from proxy.errors import REQUEST, ApiError, error
 from proxy.wire import JsonObject
 
@@ -114,6 +114,8 @@ def _verdict(status: int, fault: Fault, endpoint: Endpoint, backend: str) -> Api
         return _absent(status, fault, backend)
     if status != 429 and too_long(fault):
         return error("context_length_exceeded", text, param=context_param(endpoint))
+    if status in (400, 500) and is_blind(fault):
+        return error("unsupported_value", text, param=context_param(endpoint))
     row = _STATUSES.get(status)
     if row is None and 400 <= status < 500 and (fault.message or status in (400, 422)):
         code = fault.code or ("invalid_value" if fault.param else None)

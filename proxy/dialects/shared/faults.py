@@ -22,6 +22,8 @@ CONTEXT: Final = re.compile(
     r"|exceed_context_size",
     re.IGNORECASE,
 )
+# How llama.cpp says, with a 500, that a model can't see.
+_BLIND: Final = re.compile(r"image input is not supported|does not support multimodal requests")
 _MODEL_MISSING: Final = re.compile(r"\bmodel\b.*(does not exist|not found)", re.IGNORECASE)
 
 # The member that holds the text which was too long.
@@ -73,6 +75,11 @@ def too_long(fault: Fault) -> bool:
     if "exceed_context_size_error" in (fault.type, fault.code) or fault.code == "context_length_exceeded":
         return True
     return fault.message is not None and CONTEXT.search(fault.message) is not None
+
+
+def is_blind(fault: Fault) -> bool:
+    """Was it a picture for a model that takes none?"""
+    return fault.message is not None and _BLIND.search(fault.message) is not None
 
 
 def names_model(fault: Fault) -> bool:
