@@ -59,7 +59,7 @@ def _ollama() -> Spoken:
 
 
 def _tgi() -> Spoken:
-    def event(index: int, text: str, more: Mapping[str, Any]) -> bytes:
+    def event(index: int, text: str, more: dict[str, Any]) -> bytes:
         token = {"id": 4567, "text": text, "logprob": -0.3125, "special": not text}
         return b"data:" + _json({"index": index, "token": token} | more) + b"\n\n"
 

@@ -50,9 +50,9 @@ def plan(kind: base.EngineKind) -> Plan:
     while True:
         try:
             step = next(found) if answer is None else found.send(answer)
-        except StopIteration as end:
-            assert isinstance(end.value, Plan)
-            return end.value
+        except StopIteration as done:
+            made: Plan = done.value
+            return made
         said = SPOKEN[kind].other(step.path) if isinstance(step, Ask) else b""
         answer = Answered(200, "application/json", said)
 
@@ -97,6 +97,8 @@ def through(cores: list[int], seconds: float, streams: int) -> Measure:
             ):
                 load = drive(port, clients=streams, stream=True, warm=WARM, seconds=seconds, mark=lambda: cpu_us(pid))
                 tally, spent = uvloop.run(load)
+                if not tally.chunks:
+                    raise SystemExit(f"No chunk came from {kind} in {seconds:g} s.")
                 return spent / tally.chunks
         finally:
             engine.kill()

@@ -33,12 +33,13 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One engine stream: `first` is decoded already (or will be, by `opening`), the rest is still in `exchange`.
-    `failed`: nothing follows but this error."""
+    """One engine stream: its beginning is in `decoded` (or will be, by `opening`), the rest is still in `exchange`.
+    The sources of a fan-out share `decoded`, so that what their decoders gave is written in the order in which they
+    gave it. `failed`: nothing follows but this error."""
 
     exchange: Exchange
     decoder: StreamDecoder
-    first: bytes = b""
+    decoded: list[bytes]
     failed: ApiError | None = None
     opening: asyncio.Task[Source] | None = None
 
@@ -96,6 +97,11 @@ class Opened:
         """The engine broke off inside a stream."""
         assert self._backend is not None
         return broken(self._backend, exc)
+
+    def blot(self, exc: ApiError) -> None:
+        """An engine's error from inside a stream, without the backend's key."""
+        if self._backend is not None:
+            self._backend.blot(exc)
 
     def close(self) -> None:
         backend, self._backend = self._backend, None

@@ -243,7 +243,7 @@ def _too_large(limit: int) -> ApiError:
 def _in_a_circle() -> ApiError:
     return error(
         "backend_not_configured",
-        "This request went in a circle: a backend's base_url leads back to this gateway. Set it to the engine's address.",
+        "This request went in a circle: a backend's base_url leads back to this gateway. Set the engine's own there.",
     )
 
 

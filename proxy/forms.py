@@ -29,6 +29,9 @@ _AUDIO: Final = (
 )
 
 
+MAX_PARTS: Final = 1000  # a body full of tiny ones would take seconds to read
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One field; `head` is its header lines."""
@@ -137,6 +140,8 @@ class _Collector:
         }
 
     def _begin(self) -> None:
+        if len(self.parts) >= MAX_PARTS:
+            raise bad_request(f"The multipart form has more than {MAX_PARTS} parts.")
         self._lines, self._data = [], []
         self._name = self._value = b""
 

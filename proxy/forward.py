@@ -90,6 +90,7 @@ class Forwarder:
                 if call.started or len(tried) == len(route.replicas):
                     raise failure from None
             except ApiError as exc:
+                replica.backend.blot(exc)
                 busy = exc.status in TURNED_AWAY and request.endpoint in GENERATIONS and exc.code != DIED
                 again = exc.code == UNABLE or (busy and not turned_away)
                 if call.started or not again or len(tried) == len(route.replicas):
@@ -151,14 +152,14 @@ class Forwarder:
         ok = 200 <= exchange.status < 300
         if ok and request.stream and kind.startswith(STREAMED):
             headers = _passing(exchange, plan)
-            source = await self._first_event(exchange, plan.decoder.streams()[0], line.backend)
+            source = await self._first_event(exchange, plan.decoder.streams()[0], line.backend, [])
             return Streaming((source,), CONTENT_TYPE, headers)
         if ok and request.endpoint not in GENERATIONS and "json" not in kind and not kind.startswith("text/"):
             first = await self._piece(exchange, line.backend)
             kind = kind or "application/octet-stream"
             encoded = find(exchange.headers, b"content-encoding")  # although none was asked for
             headers = [(b"content-encoding", encoded)] if encoded is not None else []
-            return Streaming((Source(exchange, Verbatim(), first),), kind, _passing(exchange, plan) + headers)
+            return Streaming((Source(exchange, Verbatim(), [first]),), kind, _passing(exchange, plan) + headers)
         answer = await self._answered(exchange, line.backend)
         if not ok:
             raise plan.decoder.failure(answer)
@@ -186,14 +187,15 @@ class Forwarder:
             await self._send(line.backend, line.post(call), exchange)
             if not 200 <= exchange.status < 300:
                 raise plan.decoder.failure(await self._answered(exchange, line.backend))
-            return await self._first_event(exchange, decoder, line.backend)
+            return await self._first_event(exchange, decoder, line.backend, decoded)
 
+        decoded: list[bytes] = []
         sources = []
         for encoded, decoder in zip(plan.calls, plan.decoder.streams(), strict=True):
             exchange = line.opened.exchange()
             opening = asyncio.create_task(one(encoded, exchange, decoder))
             line.opened.tasks.append(opening)
-            sources.append(Source(exchange, decoder, opening=opening))
+            sources.append(Source(exchange, decoder, decoded, opening=opening))
         done, _ = await asyncio.wait(line.opened.tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
@@ -241,21 +243,24 @@ class Forwarder:
             raise broken(backend, exc) from None
         return Answered(exchange.status, exchange.content_type, body, exchange.headers)
 
-    async def _first_event(self, exchange: Exchange, decoder: StreamDecoder, backend: Backend) -> Source:
+    async def _first_event(
+        self, exchange: Exchange, decoder: StreamDecoder, backend: Backend, decoded: list[bytes]
+    ) -> Source:
         """Nothing reaches the client before an event is understood: if it is an error, it becomes a plain one."""
-        first = b""
-        try:
-            while not first and not decoder.done:
-                piece = await self._piece(exchange, backend)
-                first = decoder.feed(piece) if piece else decoder.flush()
-                if not piece:
-                    break
-        except ApiError as exc:
-            first = decoder.take_pending()
-            if not first:
-                raise
-            return Source(exchange, decoder, first, exc)
-        return Source(exchange, decoder, first)
+        failed: ApiError | None = None
+        out = b""
+        while not out and not decoder.done:
+            piece = await self._piece(exchange, backend)
+            try:
+                out = decoder.feed(piece) if piece else decoder.flush()
+            except ApiError as exc:
+                out, failed = decoder.take_pending(), exc
+                if not out:
+                    raise
+            decoded.append(out)
+            if not piece:
+                break
+        return Source(exchange, decoder, decoded, failed)
 
     @staticmethod
     async def _piece(exchange: Exchange, backend: Backend) -> bytes:

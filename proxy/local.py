@@ -64,8 +64,11 @@ class LocalDiscovery:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._registry.settings.discovery.interval)
-            await self._look()
-            await self._drop()
+            try:
+                await self._look()
+                await self._drop()
+            except Exception:  # a bug must not end the looking
+                log.exception("looking for local engines")
 
     async def _look(self) -> None:
         origins = [backend.origin for backend in self._registry.backends.values()]

@@ -10,12 +10,14 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from proxy.call import CLIENT_LEFT, Call, clock
+from proxy.dialects.base import Endpoint
 from proxy.endpoints import ClientLeft
 from proxy.errors import ApiError, error
+from proxy.events import error_events
 from proxy.headers import RawHeaders, find, request_id
 from proxy.metrics import Metrics
 from proxy.relay import Client, Message, Receive, Send, shutting_down
@@ -132,9 +134,7 @@ class Edge:
                 await Client(call, send).fail(shutting_down())
         except Exception as exc:
             log.exception("request %s: a bug in the gateway", call.id.decode())
-            if call.started:
-                raise
-            await Client(call, send).fail(_bug(exc, call))
+            await _tell(Client(call, send), _bug(exc, call))
 
     def _call(self, scope: Scope, now: float) -> Call:
         headers = scope["headers"]
@@ -166,6 +166,19 @@ class Edge:
             series.first_byte(call.first_byte - call.begun)
         if call.usage is not None:
             series.tokens(call.usage.prompt, call.usage.completion)
+
+
+async def _tell(client: Client, exc: ApiError) -> None:
+    """A plain error, or the last event of a stream that has begun. What is neither is cut, which its client sees."""
+    call = client.call
+    if not call.started:
+        await client.fail(exc)
+    elif call.stream:
+        call.failed(exc)
+        client.write(error_events(cast(Endpoint, call.endpoint), exc))
+        await client.finish()
+    else:
+        call.failed(exc)
 
 
 async def _no_content(send: Send, call: Call, headers: RawHeaders) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from proxy.breaker import Breaker
 from proxy.dialects.base import EngineKind, Target
 from proxy.engine_answers import ModelInfo, Probe
-from proxy.errors import error
+from proxy.errors import ApiError, error
 from proxy.settings import BackendSettings
 from proxy.transport import Origin
 
@@ -83,6 +83,12 @@ class Backend:
         """A request got an answer: whatever probes say, it is alive."""
         self.failures = 0
         self.breaker.clear()
+
+    def blot(self, exc: ApiError) -> None:
+        """Take this backend's key out of an error, should its engine have repeated it."""
+        key = self.settings.api_key
+        if key is not None:
+            exc.message = exc.message.replace(key.get_secret_value(), "***")
 
     def target(self, model: str, public: str) -> Target:
         """What a dialect may know of a replica here."""

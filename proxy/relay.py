@@ -257,6 +257,7 @@ async def _deliver(client: Client, opened: Opened) -> None:
         else:
             await together(_pump(client, opened, source) for source in answer.sources)
     except ApiError as exc:
+        opened.blot(exc)
         call.failed(exc)
         decoders = [source.decoder for source in answer.sources]
         last_words = b"".join(decoder.take_pending() for decoder in decoders) + decoders[0].error(exc)
@@ -280,15 +281,18 @@ async def _pump(client: Client, opened: Opened, source: Source) -> None:
 
     def wrote(out: bytes) -> None:
         nonlocal linger
-        if out:
-            client.answer(out)
+        source.decoded.append(out)
+        ready = b"".join(source.decoded)
+        source.decoded.clear()
+        if ready:
+            client.answer(ready)
         if decoder.cut:
             exchange.finish()
         elif decoder.done and linger is None:
             linger = loop.call_later(LINGER, exchange.finish)
 
     try:
-        wrote(source.first)
+        wrote(b"")
         if source.failed is not None:
             raise source.failed
         await exchange.pump(lambda data: wrote(decoder.feed(data)))

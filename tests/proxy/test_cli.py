@@ -28,6 +28,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith("ILLM_"):
             monkeypatch.delenv(name)
     monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    monkeypatch.setattr("proxy.cli.logging.Logger.setLevel", lambda *_: None)  # it would stay for other tests
 
 
 @pytest.fixture

@@ -145,3 +145,17 @@ def test_a_member_cannot_break_out_of_its_header() -> None:
         "a%22%0D%0AX: y%0D%0A%0D%0Az",
         "file",
     ]
+
+
+def test_an_object_in_a_json_body_stays_json() -> None:
+    form = audio_form({"audio_base64": "UklGRg==", "chunking_strategy": {"type": "server_vad"}})
+
+    assert form.text("chunking_strategy") == '{"type":"server_vad"}'
+
+
+def test_a_form_of_too_many_parts_is_refused() -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n'
+
+    with pytest.raises(ApiError, match="more than 1000 parts") as caught:
+        parse_form("multipart/form-data; boundary=b", part * 1001 + b"--b--\r\n")
+    assert caught.value.status == 400

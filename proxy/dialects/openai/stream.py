@@ -283,8 +283,8 @@ def _object(text: str) -> JsonObject | None:
 def _named(body: JsonObject) -> str | None:
     """The model's name in a typed event: the first of a stream tells it one level down."""
     for inner in (body, body.get("response"), body.get("message")):
-        if isinstance(inner, dict) and isinstance(inner.get("model"), str):
-            return inner["model"]
+        if isinstance(inner, dict) and isinstance(name := inner.get("model"), str):
+            return name
     return None
 
 

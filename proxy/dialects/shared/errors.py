@@ -1,7 +1,7 @@
 """Error answers of engines that speak OpenAI, as clients see them: one envelope, decided by tables.
 
 An engine's own text is passed on as it is. Where it gave none, the message names the backend and says what to do
-next. Keys never appear, because only what the engine answered is looked at.
+next. An engine that repeats the backend's key is `forward`'s concern.
 
 Not here: the shapes that errors come in (`faults`), TGI's own kinds (`tgi_errors`), failures of the connection itself
 (`transport`).

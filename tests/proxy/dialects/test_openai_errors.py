@@ -105,6 +105,11 @@ def test_too_long_names_the_member(endpoint: Any, param: str | None) -> None:
         ),
         (429, {"error": {"message": "no", "code": "insufficient_quota"}}, (429, "insufficient_quota", None, "no")),
         (500, {"error": {"message": "no", "code": "500"}}, (500, "upstream_error", None, "no")),
+        (
+            500,
+            {"error": {"code": 500, "message": "image input is not supported - hint: mmproj", "type": "server_error"}},
+            (400, "unsupported_value", "messages", "image input is not supported - hint: mmproj"),
+        ),
         # (b) a string
         (400, {"error": "bad"}, (400, None, None, "bad")),
         # (c) flat
