@@ -39,6 +39,7 @@ ENGINES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 # Backends that need more than a kind and a URL: the stand-in and the rest of the settings.
 BACKENDS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "tgi-native": ("tgi", {"chat_mode": "native"}),
+    "tgi-openai": ("tgi", {"chat_mode": "openai"}),
     "tgi-strict": ("tgi", {"chat_mode": "native", "strict_params": True}),
     "tgi-seeing": ("tgi-seeing", {"options": {"vision": True}}),
     "ollama-strict": ("ollama", {"strict_params": True}),
@@ -48,6 +49,7 @@ BACKENDS: Mapping[str, tuple[str, dict[str, Any]]] = {
 MODELS: Mapping[str, tuple[str, str]] = {
     "tgi": ("tgi", "any"),
     "tgi-native": ("tgi-native", "any"),
+    "tgi-openai": ("tgi-openai", "any"),
     "tgi-strict": ("tgi-strict", "any"),
     "tgi-seeing": ("tgi-seeing", "any"),
     "tgi-old": ("tgi-2.0.4", "any"),

@@ -82,7 +82,7 @@ def test_json_schema(sdk: openai.OpenAI, model: str) -> None:
     assert json.loads("".join(piece.choices[0].delta.content or "" for piece in pieces)) == {"ok": True}
 
 
-@BOTH
+@pytest.mark.parametrize("model", ["tgi", "tgi-openai", "ollama", "ollama-gguf"])
 def test_two_choices(gateway: Gateway, sdk: openai.OpenAI, model: str) -> None:
     answer = sdk.chat.completions.create(model=model, messages=HI, n=2, seed=7)
     assert [choice.index for choice in answer.choices] == [0, 1]
@@ -96,6 +96,18 @@ def test_two_choices(gateway: Gateway, sdk: openai.OpenAI, model: str) -> None:
     assert texts == [TEXT, TEXT]
     assert found.count("[DONE]") == 1
     assert sum(bool(event.get("usage")) for event in found[:-1]) == 1
+
+
+def test_more_prompts_than_tgi_takes(sdk: openai.OpenAI, gateway: Gateway) -> None:
+    """Its own /v1 takes four in one request."""
+    asked = list("abcdef")
+    answer = sdk.completions.create(model="tgi-openai", prompt=asked, echo=True)
+    assert [choice.index for choice in answer.choices] == list(range(6))
+    assert [choice.text[0] for choice in answer.choices] == asked
+    found = events(post(gateway, "/completions", {"model": "tgi-openai", "prompt": asked, "stream": True}))
+    assert {choice["index"] for event in found[:-1] for choice in event["choices"]} == set(range(6))
+    assert found.count("[DONE]") == 1
+    assert found[-1] == "[DONE]"
 
 
 def test_the_seeds_of_a_fan_out_differ(gateway: Gateway, tgi: StandIn, ollama: StandIn) -> None:

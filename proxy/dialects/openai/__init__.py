@@ -18,6 +18,7 @@ from proxy.dialects.openai.paths import lacks, path_for
 from proxy.dialects.openai.reply import decode_json, no_json, usage_of
 from proxy.dialects.openai.stream import Fixer, PassThroughDecoder
 from proxy.dialects.shared.errors import decode_error, is_missing_route
+from proxy.dialects.shared.openai_in import Child
 from proxy.dialects.shared.tgi_errors import decode_tgi_error, decode_tgi_event
 from proxy.errors import ApiError, error
 from proxy.framing import SseParser
@@ -77,8 +78,11 @@ class OpenAI:
     def _encode_tgi(self, request: Request, target: Target, path: str) -> Plan:
         asked = load_object(request.body)
         content.fix_parts(asked, target)
-        body, dropped = tgi.encode(request.endpoint, asked, target)
-        return Plan((Encoded(path, dump(body)),), TgiDecoder(request, target, asked), dropped)
+        children = tgi.children(request.endpoint, asked, target)
+        bodies = [body for body, _ in children] or [asked]
+        encoded = [tgi.encode(request.endpoint, body, target) for body in bodies]
+        calls = tuple(Encoded(path, dump(body)) for body, _ in encoded)
+        return Plan(calls, TgiDecoder(request, target, asked, children), encoded[0][1])
 
 
 class Decoder:
@@ -125,21 +129,27 @@ class Decoder:
 
 
 class TgiDecoder(Decoder):
-    """TGI's own /v1: every chunk and object is fixed."""
+    """TGI's own /v1: every chunk and object is fixed. `children`: the requests that this one became, none for one."""
 
-    def __init__(self, request: Request, target: Target, asked: JsonObject) -> None:
+    def __init__(
+        self, request: Request, target: Target, asked: JsonObject, children: Sequence[tuple[JsonObject, Child]]
+    ) -> None:
         super().__init__(request, target)
         self._asked = asked
+        self._children = children
         self._tools = tgi.has_tools_only(asked)
 
     def reply(self, answers: Sequence[Answered]) -> Reply:
-        (answer,) = answers
         try:
-            whole = self._fixer().whole(load_object(answer.body))
+            told = [load_object(answer.body) for answer in answers]
         except InvalidJson:
             raise error(
                 "upstream_invalid_response", f"Backend '{self._target.backend}' answered no JSON object. Check its log."
             ) from None
+        if self._children:
+            whole = tgi.joined(self._endpoint, self._children, told, self._target, _new_id)
+        else:
+            whole = self._fixer().whole(told[0])
         return Reply(dump(whole), usage=usage_of(whole))
 
     def failure(self, answer: Answered) -> ApiError:
@@ -149,8 +159,13 @@ class TgiDecoder(Decoder):
         )  # fmt: skip
 
     def streams(self) -> tuple[PassThroughDecoder, ...]:
-        fixer: Fixer = self._fixer()
-        return (PassThroughDecoder(self._endpoint, self._target, fixer=fixer, failure=self._event_failure),)
+        fixers: Sequence[Fixer] = [self._fixer()]
+        if self._children:
+            fixers = tgi.fixers(self._endpoint, self._children, self._target, _new_id)
+        return tuple(
+            PassThroughDecoder(self._endpoint, self._target, fixer=fixer, failure=self._event_failure)
+            for fixer in fixers
+        )
 
     def _event_failure(self, event: JsonObject) -> ApiError:
         return decode_tgi_event(event, self._endpoint, self._target.backend, tools=self._tools)

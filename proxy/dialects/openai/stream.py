@@ -43,7 +43,13 @@ _CHOICES: Final = frozenset(("chat", "completions"))
 class Fixer(Protocol):
     """Changes chunk by chunk, for an engine whose chunks can't be passed on as they are."""
 
-    stopped: bool
+    @property
+    def stopped(self) -> bool:
+        """The answer is complete although the engine goes on."""
+
+    @property
+    def last(self) -> bool:
+        """The client's stream ends with this one: after `end`, the end marker is due."""
 
     def event(self, chunk: JsonObject) -> list[JsonObject]: ...
 
@@ -196,7 +202,7 @@ class PassThroughDecoder:
     def _on_done(self) -> bytes:
         extra = self._events(self._fixer.end()) if self._fixer is not None else b""
         self.done = True
-        return extra + DONE
+        return extra + self._marker()
 
     def _typed(self, body: JsonObject, raw: bytes) -> bytes:
         """An event of the Responses or Messages API."""
@@ -218,7 +224,7 @@ class PassThroughDecoder:
             out = self._events(self._fixer.event(body))
             if self._fixer.stopped:
                 self.done = self.cut = True
-                return out + self._events(self._fixer.end()) + DONE
+                return out + self._events(self._fixer.end()) + self._marker()
             return out
         changed = self._note_finish(body)
         if self._target.reasoning_field != "passthrough":
@@ -259,7 +265,10 @@ class PassThroughDecoder:
 
     def _close(self) -> bytes:
         self.done = True
-        return self.take_pending() + DONE
+        return self.take_pending() + self._marker()
+
+    def _marker(self) -> bytes:
+        return DONE if self._fixer is None or self._fixer.last else b""
 
     def _broken(self, what: str) -> ApiError:
         return error("upstream_invalid_response", f"Backend '{self._target.backend}' {what}.")

@@ -6,7 +6,8 @@ shared. All of it works on parsed JSON; framing and bytes are the caller's.
 
 from __future__ import annotations
 
+from proxy.dialects.openai.tgi_fan_out import children, fixers, joined
 from proxy.dialects.openai.tgi_reply import ReplyFixer
 from proxy.dialects.openai.tgi_request import encode, has_tools_only
 
-__all__ = ["ReplyFixer", "encode", "has_tools_only"]
+__all__ = ["ReplyFixer", "children", "encode", "fixers", "has_tools_only", "joined"]

@@ -48,6 +48,7 @@ class ReplyFixer:
     def __init__(self, endpoint: Endpoint, request: JsonObject, target: Target, ids: Callable[[str], str]) -> None:
         asked = with_defaults(request, target)
         self.stopped = False  # the answer is complete although TGI goes on: close the upstream
+        self.last = True  # nothing follows it in the client's stream
         self._chat = endpoint == "chat"
         self._endpoint = endpoint
         self._target = target

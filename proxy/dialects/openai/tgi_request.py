@@ -79,7 +79,7 @@ def encode(endpoint: Endpoint, body: JsonObject, target: Target) -> tuple[JsonOb
     _set_limit(endpoint, sent, target)
     dropped = _sampling(endpoint, sent)
     _set(sent, "stop", stop_strings(body) or None)
-    _single(sent)
+    sent.pop("n", None)  # more than one is `tgi_fan_out`'s
     if not wants_usage(body):
         sent.pop("stream_options", None)
     if endpoint == "chat":
@@ -138,14 +138,9 @@ def _sampling(endpoint: Endpoint, sent: JsonObject) -> tuple[str, ...]:
     return tuple(lost)
 
 
-def _single(sent: JsonObject) -> None:
-    n = sent.pop("n", 1)
-    if not is_integer(n) or n < 1:
-        raise error("invalid_value", "`n` must be an integer of at least 1.", param="n")
-    if n > 1:
-        raise error(
-            "unsupported_value", "TGI gives one answer for each request: leave `n` at 1 and ask again.", param="n"
-        )
+def batch_size(target: Target) -> int:
+    """How many prompts TGI takes in one request."""
+    return target.options.get("max_client_batch_size") or DEFAULT_BATCH
 
 
 # -- chat ------------------------------------------------------------------------------------------------------
@@ -188,7 +183,7 @@ def _check_logprobs(sent: JsonObject) -> None:
 
 
 def _completion(sent: JsonObject, target: Target) -> None:
-    _check_prompt(sent.get("prompt"), target.options.get("max_client_batch_size") or DEFAULT_BATCH)
+    _check_prompt(sent.get("prompt"))
     asked = {
         "suffix": sent.pop("suffix", "") != "",
         "logprobs": sent.pop("logprobs", False) is not False,  # 0 asks for some too
@@ -200,7 +195,7 @@ def _completion(sent: JsonObject, target: Target) -> None:
     sent.pop("echo", None)  # the proxy does it
 
 
-def _check_prompt(prompt: Any, batch: int) -> None:
+def _check_prompt(prompt: Any) -> None:
     if prompt is None:
         raise error("missing_required_parameter", "`prompt` is missing.", param="prompt")
     prompts = prompt if isinstance(prompt, list) else [prompt]
@@ -208,12 +203,6 @@ def _check_prompt(prompt: Any, batch: int) -> None:
         raise error("unsupported_value", "TGI takes prompts as text, not as token ids.", param="prompt")
     if not prompts or not all(isinstance(item, str) and item for item in prompts):
         raise error("invalid_value", "`prompt` must be a non-empty string or a list of them.", param="prompt")
-    if len(prompts) > batch:
-        raise error(
-            "unsupported_value",
-            f"TGI takes {batch} prompts in one request, not {len(prompts)}: send several requests.",
-            param="prompt",
-        )
 
 
 # -- values ----------------------------------------------------------------------------------------------------

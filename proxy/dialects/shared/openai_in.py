@@ -71,7 +71,7 @@ def read(request: Request, target: Target, engine: str) -> Asked:
         frequency_penalty=number(members, "frequency_penalty", low=-2, high=2),
         presence_penalty=number(members, "presence_penalty", low=-2, high=2),
         seed=integer(members, "seed"),
-        n=_n(members, target),
+        n=count_of(members, target),
         logprobs=logprobs,
         top=top,
     )
@@ -166,6 +166,15 @@ def prompts(members: JsonObject, target: Target, engine: str) -> list[str]:
     return found
 
 
+def count_of(members: JsonObject, target: Target) -> int:
+    """How many answers are wanted for each prompt. Raises `ApiError` above the backend's `max_n`."""
+    n = integer(members, "n", low=1)
+    most = _setting(target, "max_n", MAX_N)
+    if n is not None and n > most:
+        raise error("unsupported_value", f"`n` may be {most} at most on backend '{target.backend}'.", param="n")
+    return n or 1
+
+
 def fan_out(prompt_count: int, n: int) -> tuple[Child, ...]:
     """The calls for so many prompts with `n` answers each, in the order of their choices."""
     return tuple(Child(prompt * n + i, prompt, i) for prompt in range(prompt_count) for i in range(n))
@@ -231,14 +240,6 @@ def _logprobs(endpoint: TextEndpoint, members: JsonObject) -> tuple[bool, int]:
             param="top_logprobs",
         )
     return True, top
-
-
-def _n(members: JsonObject, target: Target) -> int:
-    n = integer(members, "n", low=1)
-    most = _setting(target, "max_n", MAX_N)
-    if n is not None and n > most:
-        raise error("unsupported_value", f"`n` may be {most} at most on backend '{target.backend}'.", param="n")
-    return n or 1
 
 
 def _setting(target: Target, name: str, default: int) -> int:
