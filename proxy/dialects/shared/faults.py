@@ -97,12 +97,14 @@ def read(value: Any) -> Fault:
             break
         value = value.get("error") or value.get("detail") or value
     if isinstance(value, str):
-        return Fault(value or None)
+        return _inner(value) or Fault(value or None)
     if isinstance(value, list):
         return _details(value)
     if not isinstance(value, dict):
         return Fault()
     message, type_, code = value.get("message"), value.get("type"), value.get("code")
+    if isinstance(message, str) and (inner := _inner(message)) is not None:
+        return inner
     return Fault(
         message if isinstance(message, str) and message else None,
         type_ if isinstance(type_, str) else None,
@@ -110,6 +112,18 @@ def read(value: Any) -> Fault:
         code if isinstance(code, str) and code and not code.isdigit() else None,
         _status(code),
     )
+
+
+def _inner(text: str) -> Fault | None:
+    """An error that is JSON inside an error's text: Ollama passes llama-server's on like that, under /v1 too."""
+    if not text.startswith("{"):
+        return None
+    try:
+        value = load(text)
+    except InvalidJson:
+        return None
+    found = read(value) if isinstance(value, dict) and "error" in value else None
+    return found if found is not None and found.message else None
 
 
 def _details(items: list[Any]) -> Fault:

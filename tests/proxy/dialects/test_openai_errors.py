@@ -365,3 +365,12 @@ def test_the_public_names() -> None:
         assert is_missing_route(404, body)
         assert decode(404, body).code == "upstream_invalid_response"
     assert errors.MAX_RETRY_AFTER == 60
+
+
+def test_an_error_inside_an_errors_text() -> None:
+    """Ollama's /v1 passes llama-server's errors on as text."""
+    inner = {"error": {"code": 400, "message": "request exceeds the available context size", "type": "x"}}
+    body = {"error": {"message": json.dumps(inner), "type": "invalid_request_error", "param": None, "code": None}}
+    told = decode_error(400, "application/json", json.dumps(body).encode(), "chat", "b")
+
+    assert (told.message, told.code) == ("request exceeds the available context size", "context_length_exceeded")
