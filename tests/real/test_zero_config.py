@@ -47,6 +47,17 @@ def taken(*ports: int) -> list[int]:
     return busy
 
 
+def can_be_bound(port: int) -> bool:
+    """An engine that has just ended may leave connections behind, which keep its port for a minute."""
+    with closing(socket.socket()) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
 def need_free(*ports: int) -> None:
     if busy := taken(*ports):
         pytest.skip(f"port {', '.join(map(str, busy))} of this machine is taken")
@@ -113,8 +124,9 @@ def printed_yaml(log: str) -> Any:
 
 def test_the_demo_engine_until_a_real_one_comes(start_bare: StartBare, start_llama: StartLlamaServer) -> None:
     need_free(*LOCAL_PORTS)
+    free = can_be_bound(8000)
     illm = start_bare()
-    assert illm.port == 8000
+    assert (illm.port == 8000) == free
     (demo,) = models(illm)
     answer = ask(illm)
     said = answer.choices[0].message.content
