@@ -99,7 +99,7 @@ class Forwarder:
 
     async def _attempt(self, request: Request, replica: Replica, public: str, headers: bytes, call: Call) -> Opened:
         backend = replica.backend
-        steps = self._dialects[backend.kind or "openai"].encode(request, backend.target(replica.model, public))
+        steps = self._dialects[backend.kind or "openai"].encode(request, backend.target(replica, public))
         await backend.enter()
         opened = Opened(backend, self._metrics.series(request.endpoint, call.model, backend.name))
         line = Line(backend, b"x-request-id: %b\r\n%b" % (call.id, headers), opened)

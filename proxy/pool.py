@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from proxy.breaker import Breaker
@@ -90,13 +90,14 @@ class Backend:
         if key is not None:
             exc.message = exc.message.replace(key.get_secret_value(), "***")
 
-    def target(self, model: str, public: str) -> Target:
-        """What a dialect may know of a replica here."""
+    def target(self, replica: Replica, public: str) -> Target:
+        """What a dialect may know of a replica of this backend's."""
         settings = self.settings
+        options = {**settings.options, **replica.options} if replica.options else settings.options
         return Target(
             kind=self.kind or "openai",
             backend=self.name,
-            model=model,
+            model=replica.model,
             public=public,
             version=self.version,
             prefix=self.prefix,
@@ -104,7 +105,7 @@ class Backend:
             image_urls=settings.image_urls,
             chat_mode=settings.chat_mode,
             strict_params=settings.strict_params,
-            options=settings.options,
+            options=options,
             facts=self.facts,
             healthy=self.state == "ready",
         )
@@ -158,10 +159,11 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One (backend, model) that serves a route; `model` is the name that backend knows."""
+    """One (backend, model) that serves a route; `model` is the name that backend knows, `options` win over its."""
 
     backend: Backend
     model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

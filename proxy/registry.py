@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from proxy.dialects.base import Endpoint, EngineKind
 from proxy.engine_answers import ModelInfo
 from proxy.errors import ApiError, error
 from proxy.pool import Backend, Replica, Route
-from proxy.settings import Settings
+from proxy.settings import ReplicaSettings, Settings
 
 _EMBEDDERS: Final[frozenset[Endpoint]] = frozenset(("embeddings", "rerank", "score", "classify", "pooling"))
 NAMES_IN_A_MESSAGE: Final = 20
@@ -62,12 +62,11 @@ class Registry:
         routes: dict[str, Route] = {}
         aliases: dict[str, str] = {}
         for name, configured in self.settings.models.items():
-            replicas = tuple(
-                Replica(self.backends[r.backend], r.model or _own_model(self.backends[r.backend], name))
-                for r in configured.replicas
-            )
-            if not replicas:  # aliases for a model that backends list by themselves
+            replicas = tuple(self._replica(one, name) for one in configured.replicas)
+            if not replicas:  # aliases or options for a model that backends list by themselves
                 replicas = tuple(_listing(self.backends.values(), name))
+            if configured.options:
+                replicas = tuple(replace(one, options={**configured.options, **one.options}) for one in replicas)
             routes[name] = Route(name, replicas, _info(replicas))
             aliases |= dict.fromkeys(configured.aliases, name)
         listed: dict[str, list[Replica]] = {}
@@ -97,6 +96,10 @@ class Registry:
         return route
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _replica(self, configured: ReplicaSettings, public: str) -> Replica:
+        backend = self.backends[configured.backend]
+        return Replica(backend, configured.model or _own_model(backend, public), configured.options)
 
     def _default(self, endpoint: Endpoint, kinds: Kinds) -> str:
         settings = self.settings

@@ -127,6 +127,9 @@ class ReplicaSettings(Section):
     model: Name | None = Field(
         default=None, description="The name it knows the model by; left out: the public one, or the only one it has."
     )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="As its backend's, for this replica; they win over the model's."
+    )
 
 
 def _replica(value: Any) -> Any:
@@ -137,6 +140,9 @@ class ModelSettings(Section):
     """A public model name. Models that backends list need no entry."""
 
     aliases: tuple[Name, ...] = Field(default=(), description="Other names for it.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="As a backend's, for this name; they win over the backend's."
+    )
     replicas: tuple[
         Annotated[ReplicaSettings, BeforeValidator(_replica, json_schema_input_type=ReplicaSettings | str)], ...
     ] = Field(default=(), description="Who serves it; left out: every backend that lists it by this name.")

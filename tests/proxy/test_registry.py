@@ -303,3 +303,32 @@ def test_models_of_a_backend_that_is_down_stay_routable() -> None:
     made.rebuild()
 
     assert resolve(made, "a") == ("a", [("vllm", "a")])
+
+
+def test_options_of_a_model_and_of_a_replica() -> None:
+    """Backend, then model, then replica: the nearest wins. An alias has its model's."""
+    made = Registry(
+        load_settings(
+            None,
+            {},
+            {
+                "backends": {
+                    "o": {"kind": "ollama", "base_url": "http://o", "options": {"num_ctx": 1, "seed": 1, "a": 1}}
+                },
+                "models": {
+                    "big": {
+                        "aliases": ["huge"],
+                        "options": {"num_ctx": 2, "seed": 2},
+                        "replicas": [
+                            {"backend": "o", "model": "m", "options": {"num_ctx": 3}},
+                            {"backend": "o", "model": "n"},
+                        ],
+                    }
+                },
+            },
+        )
+    )
+    first, second = made.resolve("huge", None, "chat").replicas
+
+    assert first.backend.target(first, "big").options == {"num_ctx": 3, "seed": 2, "a": 1}
+    assert second.backend.target(second, "big").options == {"num_ctx": 2, "seed": 2, "a": 1}
