@@ -21,8 +21,6 @@ import yaml
 from tests.faults.support import CHAT, CHAT_PATH, DONE, REPLY, SSE, STREAM, Client, client, errors, event
 from tests.proxy.harness import PATIENCE, Got, Line, engine, one_backend, until
 
-pytestmark = pytest.mark.xdist_group("usual local ports")  # what one starts there, another would find
-
 ROOT = Path(__file__).parents[2]
 
 

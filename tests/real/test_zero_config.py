@@ -4,6 +4,7 @@ first user can do with what it says.
 The usual ports are this machine's only ones, so a test that needs one is skipped while somebody else listens there.
 """
 
+import fcntl
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -27,8 +29,6 @@ from tests.engines.gateway import Gateway
 from tests.engines.process import HOST, ServerProcess, wait_until
 from tests.engines.speech import TEXT
 from tests.real.support import CHAT, HI, get
-
-pytestmark = pytest.mark.xdist_group("usual local ports")  # what one starts there, another would find
 
 START = 15  # seconds at most, on a busy machine
 LISTENS = re.compile(r"illm is listening on (http://127\.0\.0\.1:(\d+))/v1")
@@ -55,6 +55,14 @@ def need_free(*ports: int) -> None:
 def command(*words: str) -> list[str]:
     """`illm serve` without any environment but a search path."""
     return ["/usr/bin/env", "-i", "PATH=/usr/bin:/bin", sys.executable, "-m", "proxy.cli", "serve", *words]
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """One of these tests at a time, whatever runs them: what one starts on a usual port, another would find."""
+    with open(Path(tempfile.gettempdir()) / "illm-usual-ports.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
