@@ -1,0 +1,1 @@
+"""Programs and libraries that the launcher's tests put in place of what this machine hasn't got."""
