@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 
 from proxy import wire
 from proxy.settings_file import Place, dotted
 from proxy.settings_layers import Given, Origin, choices, is_model, names_at, plain, type_at
+from proxy.settings_types import Words
 
 
 class Names(NamedTuple):
@@ -65,7 +66,7 @@ def _spelled_place(root: type[BaseModel], rest: str, known: Mapping[str, Any]) -
     place: Place = ()
     here: Any = known
     for segment in rest.split("__"):
-        name = segment.lower()
+        name = segment if place[-1:] == ("env",) else segment.lower()  # variables for an engine are written as they are
         if isinstance(here, Mapping) and get_origin(plain(type_at(root, place))) is dict:
             name = next((key for key in here if re.sub(r"\W", "_", key).lower() == name), name)
         here = here.get(name) if isinstance(here, Mapping) else None
@@ -75,8 +76,13 @@ def _spelled_place(root: type[BaseModel], rest: str, known: Mapping[str, Any]) -
 
 def _decode(kind: Any, text: str) -> Any:
     """A variable's text as the value that its type needs. Raises `ValueError` with what is wrong."""
+    may_be_text = str in get_args(kind)
     kind = plain(kind)
     try:
+        if kind is Words:
+            return wire.load(text) if text[0] in "[{" else text
+        if may_be_text and not text.startswith("{"):
+            return text
         if get_origin(kind) is dict or is_model(kind):
             return wire.load_object(text)
         if get_origin(kind) is tuple:

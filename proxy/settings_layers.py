@@ -9,16 +9,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, NamedTuple, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from proxy.settings_file import Place, SettingsFile, dotted
 
-SECRETS: Final = frozenset({"api_key", "api_keys"})  # names whose values no message may show
+SECRETS: Final = frozenset({"api_key", "api_keys", "env", "args", "command"})  # names whose values no message may show
 
 
 class Origin(NamedTuple):
@@ -182,6 +181,14 @@ def explain(root: type[BaseModel], layers: Layers, exc: ValidationError) -> list
     return [text for _, text in sorted(lines, key=lambda line: line[0])]
 
 
+def refuse(found: Iterable[tuple[Place, str]]) -> None:
+    """Raise, inside a validator, what `explain` tells of several places below the one that is validated."""
+    problems = tuple(found)
+    if problems:
+        text = "; ".join(f"{dotted(place)}: {message}" for place, message in problems)
+        raise PydanticCustomError("names", "{text}", {"text": text, "problems": problems})
+
+
 def _messages(root: type[BaseModel], details: ErrorDetails) -> Iterable[tuple[Place, str]]:
     place: Place = tuple(details["loc"])
     context = details.get("ctx", {})
@@ -223,20 +230,3 @@ def close_to(word: str, allowed: Iterable[str]) -> str:
 def choices(word: str, allowed: list[str]) -> str:
     """The same, and all that is allowed."""
     return f"{close_to(word, allowed)} Allowed: {', '.join(allowed)}"
-
-
-def read_templates(layers: Layers, folder: Path) -> Iterator[str]:
-    """Put the text of each chat template that is given as a file (`*.jinja`, beside the settings) in its place; what
-    goes wrong, a line each."""
-    backends = layers.data.get("backends")
-    for name, backend in backends.items() if isinstance(backends, dict) else ():
-        options = backend.get("options") if isinstance(backend, dict) else None
-        if not isinstance(options, dict):
-            continue
-        given = options.get("chat_template")
-        if isinstance(given, str) and given.endswith(".jinja"):
-            try:
-                options["chat_template"] = (folder / given).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as exc:
-                label = layers.origin(("backends", name, "options", "chat_template"))[0].label
-                yield f"{label}: backends.{name}.options.chat_template: {given} can't be read ({exc})"

@@ -35,7 +35,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What would be served."""
     given: list[Settings] = []
-    monkeypatch.setattr(proxy.server, "serve", given.append)
+    monkeypatch.setattr(proxy.server, "serve", lambda settings, **_: given.append(settings))
     return given
 
 
@@ -47,18 +47,33 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"illm {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"]])
+COMMANDS = ["serve", "launch", "ps", "start", "stop", "logs", "reload"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
 
     assert caught.value.code == 0
-    assert "serve" in capsys.readouterr().out
+    assert f"usage: illm {arguments[0] if len(arguments) > 1 else ''}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["fly"], ["serve", "--port", "x"], ["serve", "--framework", "gpt"], ["serve", "--nonsense"]],
+    [
+        [],
+        ["fly"],
+        ["serve", "--port", "x"],
+        ["serve", "--framework", "gpt"],
+        ["serve", "--nonsense"],
+        ["serve", "gpt", "--model", "m"],
+        ["launch", "openai", "--model", "m"],
+        ["launch", "vllm", "--model", "m", "--device", "gpu"],
+        ["start"],
+        ["logs", "coder", "--tail", "-1"],
+        ["ps", "--", "x"],
+    ],
 )
 def test_arguments_that_are_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -160,3 +175,11 @@ def test_it_serves_until_a_signal_ends_it(how: signal.Signals) -> None:
     assert process.returncode in (0, -how)
     assert "Traceback" not in err
     assert json.loads(out)["path"] == "/livez", "the access log is written to the end"
+
+
+@pytest.mark.parametrize("module", ["proxy.commands.serve, proxy.server", "proxy.commands.engines"])
+def test_what_only_a_terminal_needs_is_imported_only_there(module: str) -> None:
+    quiet = "import sys; sys.modules['httpx._main'] = None"  # httpx has a command line of its own, which takes rich
+    code = f"{quiet}; import proxy.cli, {module}; print([name for name in sys.modules if name.startswith('rich')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -18,7 +18,9 @@ from pydantic import ValidationError
 
 from proxy.settings import (
     BackendSettings,
+    EngineSettings,
     ModelSettings,
+    RemoteLauncherSettings,
     ReplicaSettings,
     ServerSettings,
     Settings,
@@ -301,7 +303,7 @@ def test_anchors_work(write: Write) -> None:
             "backends:\n  fast:\n    base_url: http://a\n    kind: vlm\n",
             ":4: backends.fast.kind: 'vlm' is not one of infinity, llamacpp, ollama, openai, sglang, tei, tgi, ",
         ),
-        ("engines: {}\n", ":1: engines: unknown name. Allowed: auto_install, backends, "),
+        ("motors: {}\n", ":1: motors: unknown name. Allowed: auto_install, backends, "),
         ("_env_file: x\n", ":1: _env_file: unknown name"),
         ("_build_sources: 5\n", ":1: _build_sources: unknown name"),
         ("server:\n  port: abc\n", ":2: server.port: 'abc' is not a whole number"),
@@ -458,6 +460,7 @@ def test_sizes_that_are_none(text: str | int) -> None:
 # --- the files that people copy ------------------------------------------------------------------------------------
 
 EXAMPLES = sorted((CONFIGS / "examples").glob("*.yaml"))
+OTHERS = {"replicas", "engines-swap", "engines-vllm", "engines-docker", "gpu-host-remote"}
 
 
 def uncommented() -> str:
@@ -474,28 +477,37 @@ def test_the_commented_file_sets_nothing() -> None:
 def test_every_comment_in_it_is_a_valid_setting_and_none_is_missing(write: Write) -> None:
     settings = load_settings(write(uncommented()), {})
     assert settings.model_fields_set == set(Settings.model_fields)
-    for name in ("server", "defaults", "health", "upstream", "discovery"):
+    for name in ("server", "defaults", "health", "upstream", "discovery", "launcher"):
         section = getattr(settings, name)
         assert section.model_fields_set == set(type(section).model_fields)
     used = set().union(*(backend.model_fields_set for backend in settings.backends.values()))
     assert used == set(BackendSettings.model_fields) - {"models"}
+    engines = set().union(*(engine.model_fields_set for engine in settings.engines.values()))
+    assert engines == set(EngineSettings.model_fields)
+    remote = set().union(*(launcher.model_fields_set for launcher in settings.launchers.values()))
+    assert remote == set(RemoteLauncherSettings.model_fields)
     # what it says of defaults is so
     assert settings.server == ServerSettings()
     assert settings.upstream == Settings().upstream
     assert settings.health == Settings().health
+    usual, engine = EngineSettings(kind="tei", model="m"), settings.engines["coder"]
+    for name in ("start", "abandon", "restarts", "start_timeout", "stop_timeout", "min_residency"):
+        assert getattr(engine, name) == getattr(usual, name), name
+    for name in ("orphans", "linger", "watch", "wait", "bind"):
+        assert getattr(settings.launcher, name) == getattr(Settings().launcher, name), name
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_loads(example: Path) -> None:
     settings = load_settings(example, {})
-    assert settings.backends
+    assert settings.backends or settings.engines or settings.launchers
     kinds = {backend.kind for backend in settings.backends.values()}
-    assert example.stem == "replicas" or kinds == {example.stem}
+    assert example.stem in OTHERS or kinds == {example.stem}
 
 
 def test_there_is_an_example_for_each_engine() -> None:
     kinds = {"vllm", "llamacpp", "sglang", "transformers", "infinity", "tei", "ollama", "tgi"}
-    assert {path.stem for path in EXAMPLES} == kinds | {"replicas"}
+    assert {path.stem for path in EXAMPLES} == kinds | OTHERS
 
 
 @pytest.mark.parametrize("path", [CONFIGS / "illm.yaml", *EXAMPLES], ids=lambda path: path.stem)
@@ -511,7 +523,12 @@ def test_the_schema_agrees_with_the_files() -> None:
     for text in (uncommented(), *(path.read_text(encoding="utf-8") for path in EXAMPLES)):
         validator.validate(yaml.safe_load(text))
     wrong = [
-        {"engines": {}},
+        {"motors": {}},
+        {"engines": {"a": {}}},
+        {"engines": {"a": {"kind": "openai"}}},
+        {"engines": {"a": {"kind": "tei", "ttl": "soon"}}},
+        {"launcher": {"orphans": "keep"}},
+        {"launchers": {"a": {}}},
         {"server": {"prt": 1}},
         {"server": {"port": 0}},
         {"server": {"max_body": "64 parsecs"}},
@@ -525,6 +542,10 @@ def test_the_schema_agrees_with_the_files() -> None:
         {"models": {"m": {"replicas": ["a", {"backend": "b"}]}}},
         {"backends": {"a": {"base_url": "http://h", "kind": "transformer"}}},
         {"server": {"max_body": 5, "api_keys": ["x"]}},
+        {"engines": {"a": {"kind": "transformer", "ttl": "1h30m", "args": ["-c", 5], "gpus": [0, "GPU-1"]}}},
+        {"engines": {"a": {"kind": "command", "command": "x y", "args": {"a": True}, "env": {"A": 1}}}},
+        {"launcher": {"budget": {"cpu": "1GiB"}}},
+        {"launcher": {"budget": "budget.json"}},
     ]
     assert [value for value in right if not validator.is_valid(value)] == []
 

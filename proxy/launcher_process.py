@@ -1,0 +1,192 @@
+"""The launcher of this machine as a process: where it lives, how it is started, found and ended.
+
+Everything here blocks: it runs before the gateway's event loop and after it. What is said to a launcher is in
+`launcher_client`; the launcher itself is another program, known only by its command line and its control API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from proxy.launcher_client import UNIX, Address, LauncherClient, LauncherError
+from proxy.settings import LauncherSettings
+from proxy.settings_names import LOCAL
+from proxy.settings_types import Key
+
+PATIENCE: Final = 10.0  # seconds until a launcher that was started must answer
+FAREWELL: Final = 15.0  # seconds that it gets to end its engines before nobody waits for it any more
+POLL: Final = 0.05
+LONGEST_SOCKET: Final = 103  # bytes of a socket's path; Linux takes 107, macOS 103
+LOG_TAIL: Final = 2000  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folder of one launcher."""
+
+    folder: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "launcher.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "launcher.log"
+
+    def make(self) -> None:
+        """Make the folder, for this user only. Raises `LauncherError`."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise LauncherError(
+                f"The launcher's folder {self.folder} can't be made: {exc.strerror}. Set launcher.state to another one."
+            ) from None
+
+
+def state_root(setting: str | None, environ: Mapping[str, str]) -> Path:
+    """The folder of all launchers' folders."""
+    if setting:
+        return Path(setting).expanduser().absolute()
+    base = environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "state") / "illm"
+
+
+def home(root: Path, label: str) -> Home:
+    """A launcher's folder. Raises `LauncherError` where no socket could be in it."""
+    found = Home(root / label)
+    if len(os.fsencode(found.socket)) > LONGEST_SOCKET:
+        raise LauncherError(
+            f"The launcher's socket would be {found.socket}, which is longer than a socket's path may be "
+            f"({LONGEST_SOCKET} bytes). Set launcher.state (ILLM_LAUNCHER__STATE) to a folder with a shorter path."
+        )
+    return found
+
+
+def address(place: Home, settings: LauncherSettings) -> Address:
+    """Where the launcher of that folder takes orders."""
+    if settings.listen is None:
+        return Address(LOCAL, f"{UNIX}{place.socket}")
+    return address_of(LOCAL, connectable(settings.listen), settings.api_key)
+
+
+def address_of(name: str, url: str, key: Key | None) -> Address:
+    """An address with its key in plain text."""
+    return Address(name, url, key.get_secret_value() if key else None)
+
+
+def connectable(url: str) -> str:
+    """A listening address as one to connect to."""
+    return url.replace("://0.0.0.0", "://127.0.0.1").replace("://[::]", "://[::1]")
+
+
+def command(place: Home, source: Sequence[str], *, for_gateway: bool) -> list[str]:
+    """The launcher's command line."""
+    mode = ["--for-gateway"] if for_gateway else []
+    return [sys.executable, "-P", "-m", "launchers", "--state", str(place.folder), *mode, "--", *source]
+
+
+def ensure(place: Home, there: Address, source: Sequence[str]) -> str:
+    """Make sure that a launcher runs there, by the settings as they are now; a line about it for people.
+
+    One that runs is told to read its settings anew. Raises `LauncherError`.
+    """
+    if listens(there):
+        asyncio.run(_reload(there))
+        return f"The launcher that runs already (pid {about(there).get('pid')}) read the settings anew."
+    place.make()
+    process, start = _spawn(place, command(place, source, for_gateway=True))
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        ended = process.poll() is not None  # before the look: another may have been faster, and is there now
+        if listens(there):
+            return f"Started the launcher (pid {about(there).get('pid')}; its log: {place.log})."
+        if ended:
+            raise LauncherError(f"The launcher did not start. {_last_words(place, start)}")
+        time.sleep(POLL)
+    process.terminate()
+    raise LauncherError(f"The launcher did not answer within {PATIENCE:g} s. {_last_words(place, start)}")
+
+
+def listens(there: Address) -> bool:
+    """Whether anybody does. Takes no time on this machine, two seconds at most elsewhere."""
+    with suppress(OSError):
+        if there.url.startswith(UNIX):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(2.0)
+                sock.connect(there.url.removeprefix(UNIX))
+            return True
+        parts = urlsplit(there.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=2.0).close()
+        return True
+    return False
+
+
+def about(there: Address) -> dict[str, Any]:
+    """What a launcher says of itself. Raises `LauncherError`."""
+    return asyncio.run(_about(there))
+
+
+def end(there: Address) -> None:
+    """Tell it to stop its engines and end, and wait until it has, or for `FAREWELL` seconds. Raises `LauncherError`."""
+    asyncio.run(_shutdown(there))
+    deadline = time.monotonic() + FAREWELL
+    while listens(there) and time.monotonic() < deadline:
+        time.sleep(POLL)
+
+
+async def _about(there: Address) -> dict[str, Any]:
+    client = LauncherClient(there)
+    try:
+        return await client.about()
+    finally:
+        await client.aclose()
+
+
+async def _reload(there: Address) -> None:
+    client = LauncherClient(there)
+    try:
+        await client.reload(False)
+    finally:
+        await client.aclose()
+
+
+async def _shutdown(there: Address) -> None:
+    client = LauncherClient(there)
+    try:
+        await client.shutdown()
+    finally:
+        await client.aclose()
+
+
+def _spawn(place: Home, words: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
+    """The process, in a session of its own so that a terminal's Ctrl-C isn't its, and where its log begins."""
+    log = os.open(place.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        start = os.fstat(log).st_size
+        nothing = subprocess.DEVNULL
+        process = subprocess.Popen(words, stdin=nothing, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+    finally:
+        os.close(log)
+    threading.Thread(target=process.wait, name="launcher", daemon=True).start()  # or its end would leave a zombie
+    return process, start
+
+
+def _last_words(place: Home, start: int) -> str:
+    with place.log.open("rb") as log:
+        log.seek(start)
+        said = log.read().decode(errors="replace").strip()[-LOG_TAIL:]
+    return f"It said:\n{said}" if said else f"It said nothing ({place.log})."
