@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,10 +21,13 @@ from proxy.endpoints import RELAYED, LocalEndpoint, RelayEndpoint, unknown_url
 from proxy.forward import Forwarder
 from proxy.health import HealthLoop
 from proxy.images import ImageFetcher
+from proxy.launched import Launched
+from proxy.launcher_client import Address
 from proxy.local import LocalDiscovery
 from proxy.metrics import Metrics
 from proxy.middleware import Cors, Edge, Keys
 from proxy.registry import Registry
+from proxy.reload import Reload
 from proxy.settings import Settings
 from proxy.status import Status
 from proxy.transport import Limits, Transport
@@ -36,17 +39,22 @@ TICK: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The application, and what the command line shows of it."""
+    """The application, and what the command line shows of it. `reload` takes changed settings over while it serves."""
 
     app: Edge
     registry: Registry
+    reload: Callable[[Settings], Awaitable[None]]
 
 
 def create_app(
-    settings: Settings, *, own_port: int = 0, sink: Callable[[dict[str, Any]], None] | None = None
+    settings: Settings,
+    *,
+    own_port: int = 0,
+    sink: Callable[[dict[str, Any]], None] | None = None,
+    launchers: Sequence[Address] = (),
 ) -> Gateway:
     """Build a gateway; nothing runs before the server starts its lifespan. `own_port` is not looked at for engines.
-    `sink` takes access lines instead of standard output."""
+    `sink` takes access lines instead of standard output. `launchers`: whose engines it serves."""
     registry = Registry(settings)
     upstream = settings.upstream
     transport = Transport(
@@ -58,14 +66,18 @@ def create_app(
     forwarder = Forwarder(registry, transport, DIALECTS, metrics, images, max_reply=upstream.max_reply)
     status = Status(registry, metrics, transport, started=int(time.time()))
     log = AccessLog()
-    local = settings.discovery.local if settings.discovery.local is not None else not settings.backends
+    health = HealthLoop(registry, client)
+    launched = [Launched(address, registry, health) for address in launchers]
+    local = settings.discovery.local if settings.discovery.local is not None else not (settings.backends or launchers)
+    finder = LocalDiscovery(registry, health, client, own_port=own_port, demo=settings.demo) if local else None
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         async with client:
-            health = HealthLoop(registry, client)
-            finder = LocalDiscovery(registry, health, client, own_port=own_port, demo=settings.demo) if local else None
+            for one in launched:
+                one.start()
             health.start()
+            await asyncio.gather(*(one.first_round(FIRST_ROUND) for one in launched))
             if finder is not None:
                 await finder.first_round()
                 finder.start()
@@ -76,29 +88,31 @@ def create_app(
                 await _farewell(registry)
                 if finder is not None:
                     await finder.close()
+                for one in launched:
+                    await one.close()
                 await health.close()
                 transport.close()
                 log.close()
 
     via = f"illm-{secrets.token_hex(8)}".encode()
-    paths = [
-        Path(prefix + path, RelayEndpoint(endpoint, registry, forwarder, max_body=settings.server.max_body,
-                                          keep_alive=settings.server.keep_alive_interval, via=via))
-        for path, endpoint in RELAYED.items()
-        for prefix in ("/v1", "")
-    ]  # fmt: skip
+    relayed = {
+        endpoint: RelayEndpoint(endpoint, registry, forwarder, max_body=settings.server.max_body,
+                                keep_alive=settings.server.keep_alive_interval, via=via)
+        for endpoint in RELAYED.values()
+    }  # fmt: skip
+    paths = [Path(prefix + path, relayed[endpoint]) for path, endpoint in RELAYED.items() for prefix in ("/v1", "")]
     paths += [Path(path, LocalEndpoint(answer)) for path, answer in status.table().items()]
     router = Router(paths, redirect_slashes=False, default=unknown_url, lifespan=lifespan)
     keys = (key.get_secret_value() for key in settings.server.api_keys)
     access = None if not settings.server.access_log else sink or log.write
     edge = Edge(router, cors=Cors(settings.server.cors_origins), keys=Keys(keys), metrics=metrics, sink=access)
-    return Gateway(edge, registry)
+    return Gateway(edge, registry, Reload(registry, health, launched, relayed.values()))
 
 
 async def _farewell(registry: Registry) -> None:
     """Let the calls that the server has just cancelled say so to their clients."""
     for _ in range(int(FAREWELL / TICK)):
-        if not any(backend.in_flight for backend in registry.backends.values()):
+        if not any(backend.in_flight for backend in (*registry.backends.values(), *registry.retired)):
             break
         await asyncio.sleep(TICK)
     await asyncio.sleep(TICK)  # the sockets' turn

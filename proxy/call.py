@@ -5,6 +5,7 @@ A leaf. It holds no bodies and no keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter as clock  # uvloop's own clock counts whole milliseconds
 from typing import Any
@@ -35,6 +36,7 @@ class Call:
     stream: bool = False
     status: int = 0  # sent to the client; 499 when it left
     started: bool = False  # the head is out: from here on an error travels inside the stream
+    waiting: Callable[[], str] | None = None  # tells what it waits for, where that isn't simply the engine's answer
     first_byte: float | None = None  # when the first of the answer itself went out; a comment doesn't count
     bytes_out: int = 0
     usage: Usage | None = None

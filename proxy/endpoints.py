@@ -83,8 +83,12 @@ class RelayEndpoint:
         self._forwarder = forwarder
         self._max_body = max_body
         self._keep_alive = keep_alive if endpoint in GENERATIONS else None
-        self._defaults = _defaults(endpoint, registry.settings.defaults)
         self._via = via
+        self.adopt(registry.settings.defaults)
+
+    def adopt(self, defaults: Defaults) -> None:
+        """Other values for what requests leave out, from the next one on."""
+        self._defaults = _defaults(self._endpoint, defaults)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         only(scope, "POST")

@@ -61,6 +61,12 @@ KINDS: Final[dict[str, Kind]] = {
     "model_loading": Kind(503, SERVER, (("retry-after", "5"),)),
     "backend_overloaded": Kind(503, SERVER, (("retry-after", "1"),)),
     "backend_timeout": Kind(504, REMOTE),
+    # Of engines that a launcher runs; the first four are the launcher's own words.
+    "engine_failed": Kind(502, REMOTE, NO_RETRY),
+    "engine_missing": Kind(502, REMOTE, NO_RETRY),
+    "engine_memory": Kind(503, REMOTE, (("retry-after", "5"),)),
+    "engine_stopped": Kind(503, REMOTE, (("retry-after", "5"),)),
+    "launcher_unavailable": Kind(503, REMOTE, (("retry-after", "5"),)),
 }
 
 

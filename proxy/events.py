@@ -32,5 +32,10 @@ def error_events(endpoint: Endpoint, exc: ApiError, last: bytes = b"") -> bytes:
     return b"data: " + dump(exc.envelope()) + b"\n\n" + DONE
 
 
+def comment(text: str) -> bytes:
+    """That text as a comment, on one line whatever is in it."""
+    return b": %b\n\n" % " ".join(text.split()).encode("utf-8", "replace")
+
+
 def _named_error(body: dict[str, object]) -> bytes:
     return b"event: error\ndata: " + dump(body) + b"\n\n"

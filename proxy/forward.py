@@ -2,8 +2,8 @@
 rule for trying again.
 
 A second attempt is made only while nothing was sent to the client: on any other replica when no connection could be
-made or the engine lacks the ability, on one other replica when a generation was turned away with 503 or 429. After
-the first event there is none.
+made, the engine lacks the ability or its launcher couldn't start it, on one other replica when a generation was turned
+away with 503 or 429. After the first event there is none. An engine that a launcher starts is waited for here.
 
 Not here: the client's side (`relay`), what a dialect means, how bytes travel.
 """
@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
-from proxy.answer import Opened, Source, Streaming, Verbatim, Whole, broken, together
+from proxy.answer import Opened, Source, Streaming, Verbatim, Whole, together
 from proxy.call import Call
-from proxy.connection import ConnectFailed, ConnectionLost, TransportError, UpstreamTimeout
+from proxy.connection import ConnectFailed
 from proxy.dialects.base import (
     Answered,
     Ask,
@@ -34,10 +33,11 @@ from proxy.dialects.base import (
 )
 from proxy.errors import ApiError, error
 from proxy.events import CONTENT_TYPE
-from proxy.exchange import Exchange, TooLong
+from proxy.exchange import Exchange
 from proxy.headers import RawHeaders, find, for_client
+from proxy.line import Line, unreachable
 from proxy.metrics import Metrics
-from proxy.pool import Backend, Replica, Route, select
+from proxy.pool import Gate, Replica, Route, select
 from proxy.registry import Registry
 from proxy.transport import Transport
 
@@ -46,7 +46,17 @@ Images = Callable[[str], Awaitable[tuple[str, bytes]]]  # URL -> media type, byt
 GENERATIONS: Final = frozenset(("chat", "completions", "responses", "messages"))
 TURNED_AWAY: Final = frozenset((429, 503))
 DIED: Final = "backend_unavailable"  # perhaps of this very request, which then must not go to another
-UNABLE: Final = "unsupported_endpoint"  # nothing was done, and the next replica may be another engine
+# Nothing was done, and the next replica may be another engine.
+UNABLE: Final = frozenset(
+    (
+        "unsupported_endpoint",
+        "engine_failed",
+        "engine_missing",
+        "engine_memory",
+        "engine_stopped",
+        "launcher_unavailable",
+    )
+)
 ERROR_BODY: Final = 1024 * 1024  # bytes of an engine's error that are read
 STREAMED: Final = ("text/event-stream", "application/x-ndjson")
 _NOTED: Final = Answered(200, "", b"")
@@ -86,24 +96,70 @@ class Forwarder:
             try:
                 return await self._attempt(request, replica, route.name, headers, call)
             except ConnectFailed as exc:
-                failure = _unreachable(replica.backend, exc)
+                failure = unreachable(replica.backend, exc)
                 if call.started or len(tried) == len(route.replicas):
                     raise failure from None
             except ApiError as exc:
                 replica.backend.blot(exc)
                 busy = exc.status in TURNED_AWAY and request.endpoint in GENERATIONS and exc.code != DIED
-                again = exc.code == UNABLE or (busy and not turned_away)
+                again = exc.code in UNABLE or (busy and not turned_away)
                 if call.started or not again or len(tried) == len(route.replicas):
                     raise
-                turned_away = turned_away or busy
+                turned_away = turned_away or (busy and exc.code not in UNABLE)
 
     async def _attempt(self, request: Request, replica: Replica, public: str, headers: bytes, call: Call) -> Opened:
-        backend = replica.backend
-        steps = self._dialects[backend.kind or "openai"].encode(request, backend.target(replica, public))
-        await backend.enter()
-        opened = Opened(backend, self._metrics.series(request.endpoint, call.model, backend.name))
-        line = Line(backend, b"x-request-id: %b\r\n%b" % (call.id, headers), opened)
+        gate = replica.backend.gate
+        if gate is None:
+            await replica.backend.enter()
+            return await self._entered(request, replica, public, headers, call)
+        await self._pass(gate, request, replica, public, call)
         try:
+            return await self._entered(request, replica, public, headers, call)
+        except ConnectFailed:  # its engine ended this moment: its launcher knows what comes next
+            await gate.lost()
+            await self._pass(gate, request, replica, public, call)
+            return await self._entered(request, replica, public, headers, call)
+
+    async def _pass(self, gate: Gate, request: Request, replica: Replica, public: str, call: Call) -> None:
+        """Enter once the engine is ready. A stream waits as long as that takes, kept alive; others for so long."""
+        backend = replica.backend
+        if gate.open:
+            await backend.enter()
+            return
+        self._check_ability(request, replica, public)
+        stream = request.stream and request.endpoint in GENERATIONS
+        limit = None if stream else self._registry.settings.launcher.wait
+        call.waiting = gate.told
+        try:
+            async with asyncio.timeout(limit):
+                await backend.enter()
+        except TimeoutError:
+            raise error(
+                "model_loading", f"The model isn't there after {limit:g} s ({gate.told()}). Try again in a moment."
+            ) from None
+        finally:
+            call.waiting = None
+
+    def _check_ability(self, request: Request, replica: Replica, public: str) -> None:
+        """Raises where that kind of engine can't do it at all: none is started for that. The rest is checked when its
+        version is known."""
+        kind = replica.backend.kind
+        if kind is not None:
+            try:
+                self._dialects[kind].encode(request, replica.backend.target(replica, public))
+            except ApiError as exc:
+                if exc.code == "unsupported_endpoint":
+                    raise
+
+    async def _entered(self, request: Request, replica: Replica, public: str, headers: bytes, call: Call) -> Opened:
+        """Encode, send, decode the beginning, from a place that was taken already and is given back by the answer's
+        `close`."""
+        backend = replica.backend
+        opened = Opened(backend, self._metrics.series(request.endpoint, call.model, backend.name))
+        own = b"x-request-id: %b\r\n%b" % (call.id, headers)
+        line = Line(self._transport, backend, opened, own, self._max_reply)
+        try:
+            steps = self._dialects[backend.kind or "openai"].encode(request, backend.target(replica, public))
             plan = steps if isinstance(steps, Plan) else await self._walk(steps, line)
             if isinstance(plan, Reply):
                 opened.answer = Whole(plan.body, plan.content_type, [], plan.usage)
@@ -140,27 +196,27 @@ class Forwarder:
     async def _ask(self, step: Ask, line: Line) -> Answered:
         exchange = line.opened.exchange()
         if step.body is None:
-            await self._send(line.backend, line.get(step.path), exchange)
+            await line.get(step.path, exchange)
         else:
-            await self._send(line.backend, line.post(Encoded(step.path, step.body)), exchange)
-        return await self._answered(exchange, line.backend)
+            await line.post(Encoded(step.path, step.body), exchange)
+        return await line.answered(exchange)
 
     async def _single(self, request: Request, plan: Plan, line: Line) -> Whole | Streaming:
         exchange = line.opened.exchange()
-        await self._send(line.backend, line.post(plan.calls[0]), exchange)
+        await line.post(plan.calls[0], exchange)
         kind = exchange.content_type
         ok = 200 <= exchange.status < 300
         if ok and request.stream and kind.startswith(STREAMED):
             headers = _passing(exchange, plan)
-            source = await self._first_event(exchange, plan.decoder.streams()[0], line.backend, [])
+            source = await line.first_event(exchange, plan.decoder.streams()[0], [])
             return Streaming((source,), CONTENT_TYPE, headers)
         if ok and request.endpoint not in GENERATIONS and "json" not in kind and not kind.startswith("text/"):
-            first = await self._piece(exchange, line.backend)
+            first = await line.piece(exchange)
             kind = kind or "application/octet-stream"
             encoded = find(exchange.headers, b"content-encoding")  # although none was asked for
             headers = [(b"content-encoding", encoded)] if encoded is not None else []
             return Streaming((Source(exchange, Verbatim(), [first]),), kind, _passing(exchange, plan) + headers)
-        answer = await self._answered(exchange, line.backend)
+        answer = await line.answered(exchange)
         if not ok:
             raise plan.decoder.failure(answer)
         reply = plan.decoder.reply((answer,))
@@ -171,8 +227,8 @@ class Forwarder:
 
         async def one(call: Encoded) -> Answered:
             exchange = line.opened.exchange()
-            await self._send(line.backend, line.post(call), exchange)
-            answer = await self._answered(exchange, line.backend)
+            await line.post(call, exchange)
+            answer = await line.answered(exchange)
             if not 200 <= answer.status < 300:
                 raise plan.decoder.failure(answer)
             return answer
@@ -184,13 +240,13 @@ class Forwarder:
         """A fan-out of streams: begins with the first event of any of them."""
 
         async def one(call: Encoded, exchange: Exchange, decoder: StreamDecoder) -> Source:
-            await self._send(line.backend, line.post(call), exchange)
+            await line.post(call, exchange)
             if not 200 <= exchange.status < 300:
-                raise plan.decoder.failure(await self._answered(exchange, line.backend))
-            return await self._first_event(exchange, decoder, line.backend, decoded)
+                raise plan.decoder.failure(await line.answered(exchange))
+            return await line.first_event(exchange, decoder, decoded)
 
         decoded: list[bytes] = []
-        sources = []
+        sources: list[Source] = []
         for encoded, decoder in zip(plan.calls, plan.decoder.streams(), strict=True):
             exchange = line.opened.exchange()
             opening = asyncio.create_task(one(encoded, exchange, decoder))
@@ -201,74 +257,6 @@ class Forwarder:
             task.result()
         return Streaming(tuple(sources), CONTENT_TYPE, _dropped(plan))
 
-    async def _send(self, backend: Backend, payload: bytes, exchange: Exchange) -> None:
-        """Until the head is there. A kept connection that the engine had closed already is replaced once."""
-        try:
-            try:
-                exchange.bind(await self._transport.send(backend.origin, payload, exchange))
-                await exchange.head()
-            except ConnectionLost as exc:
-                if not exc.stale:
-                    raise
-                exchange.renew()
-                try:
-                    exchange.bind(await self._transport.send_fresh(backend.origin, payload, exchange))
-                except ConnectFailed:  # it may have died of this very request, which then must not go to another
-                    raise exc from None
-                await exchange.head()
-        except UpstreamTimeout as exc:
-            raise error("backend_timeout", f"Backend '{backend.name}' gave {exc}. It may be overloaded.") from None
-        except TransportError as exc:
-            backend.breaker.strike(self._now())
-            if isinstance(exc, ConnectFailed):
-                raise
-            raise _unreachable(backend, exc) from None
-        backend.answered()
-
-    async def _answered(self, exchange: Exchange, backend: Backend) -> Answered:
-        """The whole answer. What is too long of an error is left out, what is too long of a reply is an error."""
-        ok = 200 <= exchange.status < 300
-        try:
-            body = await exchange.read(self._max_reply if ok else ERROR_BODY)
-        except TooLong:
-            exchange.close()
-            if ok:
-                raise error(
-                    "upstream_invalid_response",
-                    f"Backend '{backend.name}' answered with more than {self._max_reply} bytes. Raise "
-                    "upstream.max_reply, or ask for less at a time.",
-                ) from None
-            body = b""
-        except TransportError as exc:
-            raise broken(backend, exc) from None
-        return Answered(exchange.status, exchange.content_type, body, exchange.headers)
-
-    async def _first_event(
-        self, exchange: Exchange, decoder: StreamDecoder, backend: Backend, decoded: list[bytes]
-    ) -> Source:
-        """Nothing reaches the client before an event is understood: if it is an error, it becomes a plain one."""
-        failed: ApiError | None = None
-        out = b""
-        while not out and not decoder.done:
-            piece = await self._piece(exchange, backend)
-            try:
-                out = decoder.feed(piece) if piece else decoder.flush()
-            except ApiError as exc:
-                out, failed = decoder.take_pending(), exc
-                if not out:
-                    raise
-            decoded.append(out)
-            if not piece:
-                break
-        return Source(exchange, decoder, decoded, failed)
-
-    @staticmethod
-    async def _piece(exchange: Exchange, backend: Backend) -> bytes:
-        try:
-            return await exchange.next()
-        except TransportError as exc:
-            raise broken(backend, exc) from None
-
     async def _fetch(self, url: str) -> Answered:
         media_type, data = await self._images(url)
         return Answered(200, media_type, data)
@@ -278,38 +266,9 @@ class Forwarder:
         return asyncio.get_running_loop().time()
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """What all upstream calls of one request share. `headers`: header lines that go along with each."""
-
-    backend: Backend
-    headers: bytes
-    opened: Opened
-
-    def post(self, call: Encoded) -> bytes:
-        return b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
-            self.backend.request_head("POST", call.path),
-            call.content_type.encode(),
-            len(call.body),
-            self.headers,
-            call.body,
-        )
-
-    def get(self, path: str) -> bytes:
-        return b"%b%b\r\n" % (self.backend.request_head("GET", path), self.headers)
-
-
 def _passing(exchange: Exchange, plan: Plan) -> RawHeaders:
     return for_client(exchange.headers) + _dropped(plan)
 
 
 def _dropped(plan: Plan) -> RawHeaders:
     return [(b"x-illm-dropped-params", ", ".join(plan.dropped).encode())] if plan.dropped else []
-
-
-def _unreachable(backend: Backend, exc: TransportError) -> ApiError:
-    return error(
-        "backend_unavailable",
-        f"Backend '{backend.name}' can't be reached: {exc}. Check that its engine is running and that its base_url "
-        "is right.",
-    )

@@ -31,7 +31,6 @@ class HealthLoop:
     def __init__(self, registry: Registry, client: httpx.AsyncClient) -> None:
         self._registry = registry
         self._client = client
-        self._settings = registry.settings.health
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[str, asyncio.Event] = {}
 
@@ -40,13 +39,16 @@ class HealthLoop:
         for backend in self._registry.backends.values():
             self.watch(backend)
 
-    def watch(self, backend: Backend) -> None:
-        """Watch one more."""
+    def watch(self, backend: Backend, *, asked: bool = False) -> None:
+        """Watch one more, in place of whatever had its name. `asked`: it was looked at just now."""
+        self.forget(backend.name)
         self._asked[backend.name] = asyncio.Event()
-        self._tasks[backend.name] = asyncio.create_task(self._watch(backend), name=f"health {backend.name}")
+        self._tasks[backend.name] = asyncio.create_task(self._watch(backend, asked), name=f"health {backend.name}")
 
     def forget(self, name: str) -> None:
-        self._asked.pop(name, None)
+        event = self._asked.pop(name, None)
+        if event is not None:
+            event.set()  # nobody waits for it any more
         task = self._tasks.pop(name, None)
         if task is not None:
             task.cancel()
@@ -64,24 +66,27 @@ class HealthLoop:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self, backend: Backend) -> None:
+    async def _watch(self, backend: Backend, asked: bool) -> None:
         eager = 0
         while True:
-            await self.look(backend)
+            if not asked:
+                await self.look(backend)
+            asked = False
             self._asked[backend.name].set()
             eager = 0 if backend.state == "ready" else eager + 1
             hurry = 0 < eager < EAGER_PROBES and backend.kind != "tgi"  # TGI's health may run a test generation
-            await asyncio.sleep(min(EAGER, self._settings.interval) if hurry else self._settings.interval)
+            interval = self._registry.settings.health.interval
+            await asyncio.sleep(min(EAGER, interval) if hurry else interval)
 
     async def look(self, backend: Backend) -> None:
         """One probe of one backend, and the registry made anew if it changed anything."""
-        settings = backend.settings
+        settings, health = backend.settings, self._registry.settings.health
         key = settings.api_key.get_secret_value() if settings.api_key is not None else None
         known = backend.state == "ready" and not backend.failures  # else another engine may be there by now
         kind = settings.kind or (backend.kind if known else None)
         version = backend.version if known else None
         try:
-            found = await probe(self._client, settings.root, kind, key, self._settings.timeout, version)
+            found = await probe(self._client, settings.root, kind, key, health.timeout, version)
         except Exception:  # a bug must not end the watch: the backend would keep its last state for ever
             log.exception("probe of backend '%s'", backend.name)
             return
@@ -89,7 +94,7 @@ class HealthLoop:
             models = await describe_ollama(self._client, settings.root, key, found.models, backend.described)
             found = replace(found, models=models)
         before = backend.state
-        if backend.learn(found, down_after=self._settings.down_after, up_after=self._settings.up_after):
+        if backend.learn(found, down_after=health.down_after, up_after=health.up_after):
             self._registry.rebuild()
             if backend.state != before:
                 log.info("%s", _told(backend))

@@ -25,8 +25,10 @@ BUCKETS: Final = (
 )  # fmt: skip
 _BOUNDS: Final = (*(repr(bound) for bound in BUCKETS), "+Inf")
 
-BackendState = Literal["ready", "loading", "down", "unknown"]
+BackendState = Literal["ready", "loading", "launchable", "down", "unknown"]
 STATES: Final[tuple[BackendState, ...]] = ("ready", "loading", "down", "unknown")
+LAUNCHED_STATES: Final[tuple[BackendState, ...]] = (*STATES, "launchable")
+ENGINE_STATES: Final = ("stopped", "starting", "ready", "stopping", "backoff", "fatal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class BackendGauge:
     kind: str  # "" while it is not known
     state: BackendState
     connections: int = 0  # open to it, used or not
+    launcher: str = ""  # that runs it; "" for none
+    engine: str = ""  # the state that its launcher tells
 
 
 class Histogram:
@@ -201,7 +205,14 @@ def _up(name: str, gauge: BackendGauge) -> Iterator[str]:
 
 
 def _state(name: str, gauge: BackendGauge) -> Iterator[str]:
-    return (f'{name}{{{_backend(gauge)},state="{state}"}} {int(gauge.state == state)}' for state in STATES)
+    states = LAUNCHED_STATES if gauge.launcher else STATES
+    return (f'{name}{{{_backend(gauge)},state="{state}"}} {int(gauge.state == state)}' for state in states)
+
+
+def _engine(name: str, gauge: BackendGauge) -> Iterator[str]:
+    if gauge.launcher:
+        labels = f'{_backend(gauge)},launcher="{_escape(gauge.launcher)}"'
+        yield from (f'{name}{{{labels},state="{state}"}} {int(gauge.engine == state)}' for state in ENGINE_STATES)
 
 
 def _connections(name: str, gauge: BackendGauge) -> Iterator[str]:
@@ -228,5 +239,6 @@ _SERIES_FAMILIES: Final[tuple[tuple[str, str, str, Callable[[str, Series], Itera
 _BACKEND_FAMILIES: Final[tuple[tuple[str, str, Callable[[str, BackendGauge], Iterator[str]]], ...]] = (
     ("illm_backend_up", "1 if the backend answers and is ready.", _up),
     ("illm_backend_state", "1 for the state that the backend is in.", _state),
+    ("illm_engine_state", "1 for the state of a launched engine, as its launcher tells it.", _engine),
     ("illm_upstream_connections", "Connections open to the backend.", _connections),
 )

@@ -1,8 +1,8 @@
 """Backends, the replicas that serve a model, and which of them a request goes to.
 
-A `Backend` is the one object here that changes: what is known of a base URL (by probes) and how busy it is (by
-requests). It outlives reloads. Everything above it is frozen and made anew. No I/O; `select` decides and does nothing
-else, it must not even log.
+A `Backend` is the one object here that changes: what is known of a base URL (by probes, and by its launcher where it
+has one) and how busy it is (by requests). It outlives reloads. Everything above it is frozen and made anew. No I/O;
+`select` decides and does nothing else, it must not even log.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from proxy.breaker import Breaker
 from proxy.dialects.base import EngineKind, Target
@@ -20,14 +20,45 @@ from proxy.errors import ApiError, error
 from proxy.settings import BackendSettings
 from proxy.transport import Origin
 
-State = Literal["unknown", "ready", "loading", "down"]
+State = Literal["unknown", "ready", "loading", "launchable", "down"]
 
-# The lower the better: an unprobed backend is worth a try, a loading one will answer that it is loading.
-_RANK: Final[dict[State, int]] = {"ready": 0, "unknown": 1, "loading": 2, "down": 3}
+# The lower the better: an unprobed backend is worth a try, one that a launcher is starting is waited for and will be
+# there sooner than one that is still to be started, a loading one elsewhere will answer that it is loading.
+_RANK: Final[dict[State, int]] = {"ready": 0, "unknown": 1, "launchable": 3, "loading": 4, "down": 5}
+_STARTING: Final = 2
+
+
+class Gate(Protocol):
+    """The way to an engine that a launcher runs: whoever passes may rely on it until it leaves."""
+
+    open: bool  # it is there: who enters doesn't wait
+
+    async def enter(self) -> None:
+        """Until the engine is ready. Raises `ApiError` where it won't be. Whoever enters must `leave`."""
+
+    def leave(self) -> None: ...
+
+    async def lost(self) -> None:
+        """Somebody found nobody there: until the launcher has seen it too, for a moment at most."""
+
+    def told(self) -> str:
+        """What is waited for, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What a launcher last said of an engine of its. `progress`: 0 to 1, where it is known."""
+
+    launcher: str
+    name: str
+    state: str
+    phase: str = ""
+    progress: float | None = None
 
 
 class Backend:
-    """One base URL: its settings, what the last probe found, and what is under way there."""
+    """One base URL: its settings, what the last probe found, and what is under way there. Of a launched engine the
+    base URL is that of its last start."""
 
     def __init__(self, name: str, settings: BackendSettings, *, local: bool = False) -> None:
         self.name = name
@@ -43,6 +74,9 @@ class Backend:
         self.described: dict[tuple[str, int | None], ModelInfo] = {}  # by name and version; `describe` fills it
         self.breaker = Breaker()
         self.facts: dict[str, Any] = {}  # what a dialect learned of it; void once it was down
+        self.engine: EngineState | None = None  # of a launched one
+        self.upstream: str | None = None  # a launched engine's own name for its model, where it has another
+        self.gate: Gate | None = None  # the way to a launched one
         self.in_flight = 0
         self.failures = 0  # probes in a row
         self.successes = 0
@@ -79,6 +113,35 @@ class Backend:
             self.breaker.clear()
         return before != (self.state, self.kind, self.prefix, self.models)
 
+    def configure(self, settings: BackendSettings) -> None:
+        """Other settings for the same address: what is known of it stays."""
+        self.settings = settings
+        self._heads.clear()
+        if settings.kind not in (None, self.kind):
+            self.kind = settings.kind
+            self.facts.clear()
+            self.described.clear()
+
+    def move(self, settings: BackendSettings) -> None:
+        """Its engine is another process now, most likely at another address: what was known of the last one is void.
+        Requests under way are left alone."""
+        self.configure(settings)
+        self.origin = Origin.parse(settings.root)
+        self.kind = settings.kind
+        self.prefix = "/v1"
+        self.version = None
+        self.state = "unknown"
+        self.detail = "not asked yet"
+        self.described.clear()
+        self.facts = {}
+        self.breaker.clear()
+        self.failures = self.successes = 0
+
+    @property
+    def servable(self) -> bool:
+        """Would a request be served, at once or after a start?"""
+        return self.state in ("ready", "launchable") or (self.engine is not None and self.state == "loading")
+
     def answered(self) -> None:
         """A request got an answer: whatever probes say, it is alive."""
         self.failures = 0
@@ -94,10 +157,13 @@ class Backend:
         """What a dialect may know of a replica of this backend's."""
         settings = self.settings
         options = {**settings.options, **replica.options} if replica.options else settings.options
+        model = replica.model
+        if self.upstream is not None and model == settings.model:
+            model = self.upstream
         return Target(
             kind=self.kind or "openai",
             backend=self.name,
-            model=replica.model,
+            model=model,
             public=public,
             version=self.version,
             prefix=self.prefix,
@@ -123,31 +189,49 @@ class Backend:
         return head
 
     async def enter(self) -> None:
-        """Take a place among its requests; waits in line where `max_in_flight` is reached. Raises
-        `rate_limit_exceeded` when the line is full. Whoever enters must `leave`."""
+        """Take a place among its requests; waits at the gate of a launched engine, and in line where `max_in_flight`
+        is reached. Raises `rate_limit_exceeded` when the line is full, and what the gate does. Whoever enters must
+        `leave`."""
+        gate = self.gate
+        if gate is not None:
+            await gate.enter()
         limit = self.settings.max_in_flight
-        if limit is not None and (self.in_flight >= limit or self._queue):
-            if len(self._queue) >= self.settings.max_queue:
-                raise error(
-                    "rate_limit_exceeded",
-                    f"Backend '{self.name}' is full: {limit} requests under way and {len(self._queue)} waiting. "
-                    "Try again shortly.",
-                )
-            place = asyncio.get_running_loop().create_future()
-            self._queue.append(place)
-            try:
-                await place
-            except asyncio.CancelledError:
-                if place.done() and not place.cancelled():  # the place was given in the same turn: pass it on
-                    self.leave()
-                elif place in self._queue:  # `leave` in the same turn has thrown it out already
-                    self._queue.remove(place)
-                raise
-            return  # `leave` has counted us already
-        self.in_flight += 1
+        if limit is None or (self.in_flight < limit and not self._queue):
+            self.in_flight += 1
+            return
+        try:
+            await self._stand_in_line(limit)
+        except BaseException:
+            if gate is not None:
+                gate.leave()
+            raise
 
     def leave(self) -> None:
         """Give the place back; the next in line gets it."""
+        self._give_back()
+        if self.gate is not None:
+            self.gate.leave()
+
+    async def _stand_in_line(self, limit: int) -> None:
+        """Until a place is free; `_give_back` has counted us then."""
+        if len(self._queue) >= self.settings.max_queue:
+            raise error(
+                "rate_limit_exceeded",
+                f"Backend '{self.name}' is full: {limit} requests under way and {len(self._queue)} waiting. "
+                "Try again shortly.",
+            )
+        place = asyncio.get_running_loop().create_future()
+        self._queue.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():  # the place was given in the same turn: pass it on
+                self._give_back()
+            elif place in self._queue:  # `_give_back` in the same turn has thrown it out already
+                self._queue.remove(place)
+            raise
+
+    def _give_back(self) -> None:
         self.in_flight -= 1
         while self._queue:
             place = self._queue.popleft()
@@ -191,4 +275,5 @@ def select(replicas: Sequence[Replica], tried: Collection[Replica], now: float, 
 
 
 def _burden(backend: Backend, now: float) -> tuple[bool, int, int]:
-    return backend.breaker.open(now), _RANK[backend.state], backend.in_flight
+    starting = backend.state == "loading" and backend.engine is not None and backend.engine.state == "starting"
+    return backend.breaker.open(now), _STARTING if starting else _RANK[backend.state], backend.in_flight

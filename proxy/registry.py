@@ -1,8 +1,8 @@
 """Which model names there are and what each resolves to.
 
-Built from the settings and from what probes found, as a frozen snapshot that is replaced whole; a request reads one
-snapshot and never waits. The backends' own state is kept by URL, so a reload forgets nothing that is still true.
-No I/O.
+Built from the settings, from what probes found and from what launchers tell, as a frozen snapshot that is replaced
+whole; a request reads one snapshot and never waits. The backends' own state is kept by URL, so a reload forgets nothing
+that is still true. No I/O.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Registry:
         self.backends: dict[str, Backend] = {
             name: Backend(name, configured) for name, configured in settings.backends.items()
         }
+        self.launchers: dict[str, str] = {}  # name -> why it isn't there, empty where it is
+        self.retired: list[Backend] = []  # no more among `backends`, but with requests under way
         self.snapshot = Snapshot()
         self._turns = itertools.count()
         self.rebuild()
@@ -50,8 +52,33 @@ class Registry:
         self.rebuild()
 
     def remove(self, name: str) -> None:
-        del self.backends[name]
+        self._retire([self.backends.pop(name)])
         self.rebuild()
+
+    def planned(self, settings: Settings) -> dict[str, Backend]:
+        """The backends that those settings configure: those that are there already, by name and URL, and new ones.
+        Changes nothing; for `adopt`, after the new ones were asked who they are."""
+        planned = {}
+        for name, configured in settings.backends.items():
+            there = self.backends.get(name)
+            same = there is not None and _configured(there) and there.settings.root == configured.root
+            planned[name] = there if there is not None and same else Backend(name, configured)
+        return planned
+
+    def adopt(self, settings: Settings, planned: dict[str, Backend]) -> list[Backend]:
+        """Take new settings over, in one step: a request sees the old routes or the new ones. What was found rather
+        than configured stays, but gives way to a configured name. Returns the backends that are no more."""
+        for name, backend in planned.items():
+            if backend.settings != settings.backends[name]:
+                backend.configure(settings.backends[name])
+        found = {name: b for name, b in self.backends.items() if not _configured(b) and name not in planned}
+        kept = {id(backend) for backend in (*planned.values(), *found.values())}
+        gone = [backend for backend in self.backends.values() if id(backend) not in kept]
+        self.settings = settings
+        self.backends = planned | found
+        self._retire(gone)
+        self.rebuild()
+        return gone
 
     def turn(self) -> int:
         """A running number, for replicas that are equally good."""
@@ -62,8 +89,9 @@ class Registry:
         routes: dict[str, Route] = {}
         aliases: dict[str, str] = {}
         for name, configured in self.settings.models.items():
-            replicas = tuple(self._replica(one, name) for one in configured.replicas)
-            if not replicas:  # aliases or options for a model that backends list by themselves
+            if configured.replicas:
+                replicas = tuple(r for one in configured.replicas if (r := self._replica(one, name)) is not None)
+            else:  # aliases or options for a model that backends list by themselves
                 replicas = tuple(_listing(self.backends.values(), name))
             if configured.options:
                 replicas = tuple(replace(one, options={**configured.options, **one.options}) for one in replicas)
@@ -97,9 +125,23 @@ class Registry:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    def _replica(self, configured: ReplicaSettings, public: str) -> Replica:
-        backend = self.backends[configured.backend]
+    def _replica(self, configured: ReplicaSettings, public: str) -> Replica | None:
+        """None for an engine that no launcher has told of (yet)."""
+        backend = self.backends.get(configured.backend) or self._engine(configured.backend)
+        if backend is None:
+            return None
         return Replica(backend, configured.model or _own_model(backend, public), configured.options)
+
+    def _engine(self, name: str) -> Backend | None:
+        """A launched engine by its own name, with or without its launcher's, whatever it is called here."""
+        for backend in self.backends.values():
+            engine = backend.engine
+            if engine is not None and name in (engine.name, f"{engine.name}@{engine.launcher}"):
+                return backend
+        return None
+
+    def _retire(self, backends: Iterable[Backend]) -> None:
+        self.retired = [b for b in (*self.retired, *backends) if b.in_flight]
 
     def _default(self, endpoint: Endpoint, kinds: Kinds) -> str:
         settings = self.settings
@@ -155,12 +197,15 @@ class Registry:
         awaited = model in self.snapshot.names or not self._names(kinds)
         if awaited and (loading := self._loading(kinds)) is not None:
             return loading
+        away = " ".join(reason for reason in self.launchers.values() if reason)
+        if awaited and away:
+            return error("launcher_unavailable", f"Model '{model}' isn't there. {away}")
         where = f" on a backend of kind '{framework}'" if framework else ""
         down = [f"'{b.name}' ({b.detail})" for b in self.backends.values() if b.state in ("down", "loading")]
         absent = f" Not available at the moment: {', '.join(down)}." if down else ""
         return error(
             "model_not_found",
-            f"Model '{model}' does not exist{where}. {self._known(self._names(kinds))}{absent}",
+            f"Model '{model}' does not exist{where}. {self._known(self._names(kinds))}{absent}{away and ' ' + away}",
             param="model",
         )
 
@@ -192,6 +237,11 @@ def served(backend: Backend) -> tuple[str, ...]:
         own = () if settings.model is None else (settings.model,)
         return own + tuple(m for m in settings.models if m not in own)
     return tuple(model.id for model in backend.models)
+
+
+def _configured(backend: Backend) -> bool:
+    """Is it from the settings, neither found nor launched?"""
+    return not backend.local and backend.engine is None
 
 
 def _own_model(backend: Backend, public: str) -> str:

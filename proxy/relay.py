@@ -17,7 +17,7 @@ from proxy.call import CLIENT_LEFT, Call, clock
 from proxy.connection import TransportError
 from proxy.dialects.base import Endpoint
 from proxy.errors import ApiError, error
-from proxy.events import CONTENT_TYPE, DONE, KEEP_ALIVE, error_events
+from proxy.events import CONTENT_TYPE, DONE, KEEP_ALIVE, comment, error_events
 from proxy.exchange import Exchange
 from proxy.headers import RawHeaders
 from proxy.wire import dump_error
@@ -345,5 +345,6 @@ class Pulse:
         if client.open:
             if not client.call.started:
                 client.head(CONTENT_TYPE, [])
-            client.write(KEEP_ALIVE)
+            waiting = client.call.waiting
+            client.write(KEEP_ALIVE if waiting is None else comment(waiting()))
         self._timer = self._loop.call_later(self._interval, self._beat)

@@ -1,7 +1,7 @@
 """Serving: which port, what is printed at the start, and the drain at the end. The HTTP server itself is uvicorn.
 
 On SIGTERM or SIGINT the listening socket closes, answers under way go on for `server.drain_timeout` seconds, and
-streams that are still running then end with an error inside them.
+streams that are still running then end with an error inside them. On SIGHUP changed settings are taken over.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import logging
 import math
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import uvicorn
@@ -21,8 +23,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from proxy.app import Gateway, create_app
 from proxy.dialects.openai.paths import TITLES
 from proxy.discovery import new_client, probe
+from proxy.launcher_client import Address
 from proxy.local import DEMO
-from proxy.settings import Settings
+from proxy.settings import Settings, SettingsError
+
+log = logging.getLogger("illm")
 
 NEXT_PORTS: Final = 100  # how many are tried after the default one
 GARBAGE: Final = 10_000  # objects between two looks of the collector; Python's own 700 cost a request some 5 %
@@ -60,23 +65,58 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, telling when it listens."""
+    """uvicorn, telling when it listens, and with a say on SIGHUP where there is one."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], hangup: Callable[[], None] | None) -> None:
         super().__init__(config)
         self._ready = ready
+        self._hangup = hangup
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            if self._hangup is not None and hasattr(signal, "SIGHUP"):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup)
             self._ready()
 
 
-def serve(settings: Settings) -> None:
-    """Serve until a signal ends it. Blocks. Raises `ServeError` where it can't begin."""
+class Reloading:
+    """Reads the settings anew and has the gateway take them over. Settings that are wrong change nothing."""
+
+    def __init__(self, gateway: Gateway, read: Callable[[], Settings]) -> None:
+        self._gateway = gateway
+        self._read = read
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+
+    def __call__(self) -> None:
+        """Begin, or once more after the one that is under way: it may have read what has changed since."""
+        if self._task is not None and not self._task.done():
+            self._again = True
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="reload")
+
+    async def _run(self) -> None:
+        while True:
+            self._again = False
+            try:
+                await self._gateway.reload(await asyncio.to_thread(self._read))
+            except SettingsError as exc:
+                log.error("the settings are wrong, so nothing changes: %s", exc)
+            except Exception:  # a bug must not end the server, nor what comes after
+                log.exception("taking the settings over")
+            if not self._again:
+                return
+
+
+def serve(
+    settings: Settings, *, launchers: Sequence[Address] = (), reload: Callable[[], Settings] | None = None
+) -> None:
+    """Serve until a signal ends it. Blocks. Raises `ServeError` where it can't begin. `launchers`: whose engines it
+    serves; `reload` reads the settings anew at SIGHUP, in a thread, and may raise `SettingsError`."""
     sock, notes = listen(settings)
     address = _url(sock)
-    gateway = create_app(settings, own_port=sock.getsockname()[1])
+    gateway = create_app(settings, own_port=sock.getsockname()[1], launchers=launchers)
     config = uvicorn.Config(
         gateway.app,
         loop="auto",  # uvloop where it is installed
@@ -96,7 +136,7 @@ def serve(settings: Settings) -> None:
         gc.set_threshold(GARBAGE)
         print("\n".join([*notes, *greeting(gateway, settings, address)]), file=sys.stderr, flush=True)  # noqa: T201
 
-    server = _Server(config, ready)
+    server = _Server(config, ready, Reloading(gateway, reload) if reload is not None else None)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         try:
             runner.run(server.serve(sockets=[sock]))
@@ -163,7 +203,9 @@ def greeting(gateway: Gateway, settings: Settings, address: str) -> list[str]:
         names = ", ".join(model.id for model in backend.models[:4]) + (", …" if len(backend.models) > 4 else "")
         kind = TITLES[backend.kind] if backend.kind is not None else "not recognised yet"
         what = names if backend.state == "ready" else f"{backend.state}: {backend.detail}"
-        lines.append(f"  {backend.name:<12} {kind:<28} {backend.settings.root:<28} {what}")
+        there = backend.engine is None or backend.state == "ready"
+        where = backend.settings.root if there or backend.engine is None else f"launcher '{backend.engine.launcher}'"
+        lines.append(f"  {backend.name:<12} {kind:<28} {where:<28} {what}")
     routes = [route.name for route in registry.snapshot.routes.values()]
     if DEMO in registry.backends:
         lines += _demo_hint()

@@ -14,7 +14,7 @@ from proxy.transport import Transport
 from proxy.wire import dump
 
 JSON: Final = "application/json"
-_ORDER: Final[tuple[State, ...]] = ("ready", "loading", "unknown", "down")
+_ORDER: Final[tuple[State, ...]] = ("ready", "loading", "launchable", "unknown", "down")
 
 Scope = Mapping[str, Any]
 Answered = tuple[int, str, bytes]
@@ -50,7 +50,7 @@ class Status:
         registry = self._registry
         backends = list(registry.backends.values())
         kinds = list(dict.fromkeys(backend.kind for backend in backends if backend.kind is not None))
-        ready = sum(backend.state == "ready" for backend in backends)
+        ready = sum(backend.servable for backend in backends)
         body = {
             "status": "ok" if ready == len(backends) and ready else "degraded" if ready else "no backend is ready",
             "framework": registry.settings.framework or (kinds[0] if len(kinds) == 1 else None),
@@ -58,13 +58,19 @@ class Status:
             "providers": kinds,
             "backends": [_row(backend) for backend in backends],
         }
+        if registry.launchers:
+            body["launchers"] = [
+                {"name": name, "state": "down" if reason else "ready", "detail": reason}
+                for name, reason in registry.launchers.items()
+            ]
         return 200, JSON, dump(body)
 
     def livez(self, _: Scope) -> Answered:
         return 200, JSON, b'{"status":"ok"}'
 
     def readyz(self, _: Scope) -> Answered:
-        if any(_state(route) == "ready" for route in self._registry.snapshot.routes.values()):
+        routes = self._registry.snapshot.routes.values()
+        if any(replica.backend.servable for route in routes for replica in route.replicas):
             return 200, JSON, b'{"status":"ok"}'
         raise error("backend_unavailable", "No model can be served yet; GET /healthz says what each backend lacks.")
 
@@ -75,6 +81,8 @@ class Status:
                 backend.kind or "",
                 backend.state,
                 self._transport.open_to(backend.origin),
+                backend.engine.launcher if backend.engine is not None else "",
+                backend.engine.state if backend.engine is not None else "",
             )
             for backend in self._registry.backends.values()
         ]
@@ -126,6 +134,9 @@ class Status:
             entry["max_model_len"] = info.max_model_len
         if info is not None and info.capabilities:
             entry["capabilities"] = list(info.capabilities)
+        launched = [r.backend for r in route.replicas if r.backend.engine is not None]
+        if launched:
+            entry["engine"] = _engine(min(launched, key=lambda backend: _ORDER.index(backend.state)))
         return entry
 
 
@@ -135,8 +146,14 @@ def _state(route: Route) -> State:
     return next((state for state in _ORDER if state in states), "down")
 
 
+def _engine(backend: Backend) -> dict[str, Any]:
+    engine = backend.engine
+    assert engine is not None
+    return {"name": engine.name, "state": engine.state, "phase": engine.phase, "progress": engine.progress}
+
+
 def _row(backend: Backend) -> dict[str, Any]:
-    return {
+    row: dict[str, Any] = {
         "name": backend.name,
         "kind": backend.kind,
         "state": backend.state,
@@ -145,3 +162,6 @@ def _row(backend: Backend) -> dict[str, Any]:
         "models": len(backend.models),
         "in_flight": backend.in_flight,
     }
+    if backend.engine is not None:
+        row["engine"] = _engine(backend) | {"launcher": backend.engine.launcher}
+    return row

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import httpx
 import uvicorn
 
 from proxy.app import Gateway, create_app
+from proxy.launcher_client import Address
 from proxy.settings import load_settings
 
 PATIENCE = 10.0  # seconds: the limit of every wait, never a thing to wait for
@@ -208,11 +209,13 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def gateway(settings: dict[str, Any], environ: Mapping[str, str] | None = None) -> AsyncIterator[Running]:
+async def gateway(
+    settings: dict[str, Any], environ: Mapping[str, str] | None = None, launchers: Sequence[Address] = ()
+) -> AsyncIterator[Running]:
     """`settings` as a settings file would hold them; nothing local is looked for unless they say so."""
     settings = {"discovery": {"local": False}} | settings
     log: list[dict[str, Any]] = []
-    built = create_app(load_settings(None, environ or {}, settings), sink=log.append)
+    built = create_app(load_settings(None, environ or {}, settings), sink=log.append, launchers=launchers)
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio asks: no delay for TCP only
     sock.bind(("127.0.0.1", 0))
     config = uvicorn.Config(built.app, http="httptools", lifespan="on", log_level="error", access_log=False,

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.dialects.base import Endpoint
 from proxy.errors import error
-from proxy.events import DONE, KEEP_ALIVE, error_events
+from proxy.events import DONE, KEEP_ALIVE, comment, error_events
 from proxy.framing import Event, SseParser
 
 FAILURE = error("backend_overloaded", "Too much. — Wait.", param="n")
@@ -60,3 +60,10 @@ def test_responses_go_on_counting(last: bytes, number: int) -> None:
 
 def test_a_comment_is_no_event() -> None:
     assert SseParser().feed(KEEP_ALIVE + b"data: x\n\n") == [Event(None, "x")]
+
+
+def test_a_comment_is_one_line_whatever_is_in_it() -> None:
+    text = "loading\r\n\ndata: {}\n\u2028größer\x0b\ud800"
+
+    assert comment(text) == ": loading data: {} größer ?\n\n".encode()
+    assert SseParser().feed(comment(text) + b"data: x\n\n") == [Event(None, "x")]

@@ -10,7 +10,7 @@ import pytest
 from proxy.breaker import LAPSE, STRIKES
 from proxy.engine_answers import ModelInfo, Probe
 from proxy.errors import ApiError
-from proxy.pool import Backend, Replica, State, select
+from proxy.pool import Backend, EngineState, Replica, State, select
 from proxy.settings import BackendSettings
 
 READY = Probe("ready", "vllm", models=(ModelInfo("m"),))
@@ -18,9 +18,12 @@ LOADING = Probe("loading", "vllm", detail="loading")
 DOWN = Probe("down", "vllm", detail="refused")
 
 
-def backend(name: str = "b", *, state: State = "ready", in_flight: int = 0, strikes: int = 0, **how: Any) -> Backend:
+def backend(
+    name: str = "b", *, state: State = "ready", in_flight: int = 0, strikes: int = 0, engine: str = "", **how: Any
+) -> Backend:
     made = Backend(name, BackendSettings(kind="vllm", base_url="http://10.0.0.1:1/v1", **how))
     made.state = state
+    made.engine = EngineState("here", name, engine) if engine else None
     made.in_flight = in_flight
     for _ in range(strikes):
         made.breaker.strike(100.0)
@@ -39,6 +42,10 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the less busy": ({"in_flight": 1}, {"in_flight": 2}),
     "ready before unknown": ({"in_flight": 9}, {"state": "unknown"}),
     "unknown before loading": ({"state": "unknown", "in_flight": 9}, {"state": "loading"}),
+    "running before cold": ({"in_flight": 9}, {"state": "launchable"}),
+    "being started before cold": ({"state": "loading", "engine": "starting", "in_flight": 9}, {"state": "launchable"}),
+    "cold before one that failed": ({"state": "launchable"}, {"state": "loading", "engine": "backoff"}),
+    "cold before loading elsewhere": ({"state": "launchable"}, {"state": "loading"}),
     "loading before down": ({"state": "loading", "in_flight": 9}, {"state": "down"}),
     "down before struck": ({"state": "down", "in_flight": 9}, {"strikes": STRIKES}),
     "some strikes are nothing": ({"strikes": STRIKES - 1}, {"in_flight": 1}),
@@ -176,6 +183,34 @@ def test_a_base_url_with_a_path() -> None:
     assert one.request_head("POST", "/v1/x").startswith(b"POST /llm/v1/x HTTP/1.1\r\nhost: host.example\r\n")
 
 
+# -- moving and changing -----------------------------------------------------------------------------------------
+
+
+def test_an_engine_at_another_address_is_another_engine() -> None:
+    one = backend(strikes=STRIKES)
+    one.learn(Probe("ready", "vllm", prefix="", version="0.5", models=(ModelInfo("m"),)), down_after=1)
+    one.request_head("POST", "/v1/x")
+    one.facts["template"] = "x"
+    one.in_flight = 3
+    one.move(BackendSettings(base_url="http://10.0.0.2:2", api_key="sk"))  # type: ignore[arg-type]
+
+    assert (one.origin.host, one.origin.port, one.prefix, one.version) == ("10.0.0.2", 2, "/v1", None)
+    assert (one.kind, one.state, one.facts, one.in_flight) == (None, "unknown", {}, 3)
+    assert b"host: 10.0.0.2:2\r\n" in one.request_head("POST", "/v1/x")
+    assert b"Bearer sk" in one.request_head("POST", "/v1/x")
+
+
+def test_other_settings_for_the_same_address() -> None:
+    one = backend()
+    one.learn(Probe("ready", "vllm", version="0.5", models=(ModelInfo("m"),)), down_after=1)
+    one.facts["template"] = "x"
+    one.configure(one.settings.model_copy(update={"max_in_flight": 1}))
+    assert (one.state, one.version, one.models, one.facts) == ("ready", "0.5", (ModelInfo("m"),), {"template": "x"})
+    one.configure(one.settings.model_copy(update={"kind": "sglang"}))
+
+    assert (one.kind, one.facts) == ("sglang", {})
+
+
 # -- the line ----------------------------------------------------------------------------------------------------
 
 
@@ -282,3 +317,40 @@ async def test_nobody_overtakes_the_line() -> None:
     assert not late.done()
     one.leave()
     await late
+
+
+class Turnstile:
+    """A gate that counts."""
+
+    open = True
+
+    def __init__(self) -> None:
+        self.inside = 0
+
+    async def enter(self) -> None:
+        self.inside += 1
+
+    def leave(self) -> None:
+        self.inside -= 1
+
+    async def lost(self) -> None:
+        return
+
+    def told(self) -> str:
+        return ""
+
+
+async def test_who_turns_back_in_the_line_leaves_the_gate_too() -> None:
+    one = backend(max_in_flight=1, max_queue=1)
+    one.gate = gate = Turnstile()
+    await one.enter()
+    (waiting,) = await queue(one, 1, [])
+    with pytest.raises(ApiError):
+        await one.enter()
+    assert (one.in_flight, gate.inside) == (1, 2)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert (one.in_flight, gate.inside) == (1, 1)
+    one.leave()
+
+    assert (one.in_flight, gate.inside) == (0, 0)

@@ -62,7 +62,7 @@ def test_the_sdk_is_as_the_contract_says(case: dict[str, Any], monkeypatch: pyte
 WORTH_IT = {
     "rate_limit_exceeded", "backend_unavailable", "model_loading", "backend_overloaded", "backend_timeout",
     "upstream_incomplete", "upstream_invalid_response", "upstream_error", "upstream_generation_failed",
-    "internal_error",
+    "internal_error", "engine_memory", "engine_stopped", "launcher_unavailable",
 }  # fmt: skip
 
 
