@@ -122,6 +122,10 @@ class ServerProcess:
         """Asks the program to end (SIGTERM) and does not wait."""
         self._process.terminate()
 
+    def say(self, number: signal.Signals) -> None:
+        """Sends the program a signal, and it alone."""
+        self._process.send_signal(number)
+
     def wait(self, seconds: float) -> int:
         """Blocks until the program has ended; its exit status. Raises subprocess.TimeoutExpired."""
         return self._process.wait(seconds)
