@@ -21,7 +21,7 @@ from proxy.endpoints import RELAYED, LocalEndpoint, RelayEndpoint, unknown_url
 from proxy.forward import Forwarder
 from proxy.health import HealthLoop
 from proxy.images import ImageFetcher
-from proxy.launched import Launched
+from proxy.launched import Launched, Revive
 from proxy.launcher_client import Address
 from proxy.local import LocalDiscovery
 from proxy.metrics import Metrics
@@ -29,6 +29,7 @@ from proxy.middleware import Cors, Edge, Keys
 from proxy.registry import Registry
 from proxy.reload import Reload
 from proxy.settings import Settings
+from proxy.settings_names import LOCAL
 from proxy.status import Status
 from proxy.transport import Limits, Transport
 
@@ -52,9 +53,11 @@ def create_app(
     own_port: int = 0,
     sink: Callable[[dict[str, Any]], None] | None = None,
     launchers: Sequence[Address] = (),
+    revive: Revive | None = None,
 ) -> Gateway:
     """Build a gateway; nothing runs before the server starts its lifespan. `own_port` is not looked at for engines.
-    `sink` takes access lines instead of standard output. `launchers`: whose engines it serves."""
+    `sink` takes access lines instead of standard output. `launchers`: whose engines it serves.
+    `revive`: starts this machine's launcher again if it dies."""
     registry = Registry(settings)
     upstream = settings.upstream
     transport = Transport(
@@ -67,7 +70,7 @@ def create_app(
     status = Status(registry, metrics, transport, started=int(time.time()))
     log = AccessLog()
     health = HealthLoop(registry, client)
-    launched = [Launched(address, registry, health) for address in launchers]
+    launched = [Launched(address, registry, health, revive if address.name == LOCAL else None) for address in launchers]
     local = settings.discovery.local if settings.discovery.local is not None else not (settings.backends or launchers)
     finder = LocalDiscovery(registry, health, client, own_port=own_port, demo=settings.demo) if local else None
 

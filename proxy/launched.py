@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,8 @@ from proxy.registry import Registry
 from proxy.settings import BackendSettings
 
 log = logging.getLogger("illm")
+
+Revive = Callable[[], str]  # starts a launcher that died; blocks; what it did, for people; raises `LauncherError`
 
 FIRST_WAIT: Final = 0.2  # seconds before a launcher that is away is asked again; twice as long each time
 LONGEST_WAIT: Final = 5.0
@@ -46,13 +48,15 @@ class Mirror:
 
 
 class Launched:
-    """The engines of one launcher. Whoever makes it calls `start`, and `close` when no request is under way."""
+    """The engines of one launcher. Whoever makes it calls `start`, and `close` when no request is under way. `revive`:
+    called when the launcher is gone, so that this gateway's own engines come back by themselves."""
 
-    def __init__(self, address: Address, registry: Registry, health: HealthLoop) -> None:
+    def __init__(self, address: Address, registry: Registry, health: HealthLoop, revive: Revive | None = None) -> None:
         self.name = address.name
         self._address = address
         self._registry = registry
         self._health = health
+        self._revive = revive
         self._client = LauncherClient(address)
         self._mirrors: dict[str, Mirror] = {}
         self._displaced: list[Row] = []
@@ -127,7 +131,15 @@ class Launched:
                 reason = f"Launcher '{self.name}' told something that the gateway failed on. Its log has the details."
             self._away(reason)
             await asyncio.sleep(wait)
+            if self._revive is not None and wait > FIRST_WAIT:  # it was asked again, and isn't there
+                await self._bring_back(self._revive)
             wait = min(2 * wait, LONGEST_WAIT)
+
+    async def _bring_back(self, revive: Revive) -> None:
+        try:
+            log.warning("%s", await asyncio.to_thread(revive))
+        except LauncherError as exc:
+            log.error("launcher '%s' can't be brought back: %s", self.name, exc)
 
     def _take(self, event: dict[str, Any]) -> None:
         name = event.get("event")

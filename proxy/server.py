@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from proxy.app import Gateway, create_app
 from proxy.dialects.openai.paths import TITLES
 from proxy.discovery import new_client, probe
+from proxy.launched import Revive
 from proxy.launcher_client import Address
 from proxy.local import DEMO
 from proxy.settings import Settings, SettingsError
@@ -110,13 +111,17 @@ class Reloading:
 
 
 def serve(
-    settings: Settings, *, launchers: Sequence[Address] = (), reload: Callable[[], Settings] | None = None
+    settings: Settings,
+    *,
+    launchers: Sequence[Address] = (),
+    reload: Callable[[], Settings] | None = None,
+    revive: Revive | None = None,
 ) -> None:
     """Serve until a signal ends it. Blocks. Raises `ServeError` where it can't begin. `launchers`: whose engines it
     serves; `reload` reads the settings anew at SIGHUP, in a thread, and may raise `SettingsError`."""
     sock, notes = listen(settings)
     address = _url(sock)
-    gateway = create_app(settings, own_port=sock.getsockname()[1], launchers=launchers)
+    gateway = create_app(settings, own_port=sock.getsockname()[1], launchers=launchers, revive=revive)
     config = uvicorn.Config(
         gateway.app,
         loop="auto",  # uvloop where it is installed

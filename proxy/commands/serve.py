@@ -9,7 +9,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -43,7 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     with _interrupts() as interrupted:
         try:
-            serve(settings, launchers=(*([own] if own else []), *others), reload=reload)
+            serve(
+                settings,
+                launchers=(*([own] if own else []), *others),
+                reload=reload,
+                revive=_reviver(own, settings, wanted),
+            )
         except ServeError as exc:
             raise UsageError(str(exc)) from None
     if own is not None and interrupted:
@@ -60,6 +65,18 @@ def _ensure_launcher(settings: Settings, wanted: Asked) -> Address | None:
     there = launcher_process.address(place, settings.launcher)
     _say(launcher_process.ensure(place, there, wanted.source()))
     return there
+
+
+def _reviver(own: Address | None, settings: Settings, wanted: Asked) -> Callable[[], str] | None:
+    """What starts the launcher again should it die; None where it isn't this gateway's (`illm launch` started it)."""
+    if own is None or not launcher_process.about(own).get("for_gateway", True):
+        return None
+
+    def revive() -> str:
+        _ensure_launcher(settings, wanted)
+        return f"Launcher '{own.name}' had ended without being told to. It was started again."
+
+    return revive
 
 
 def _end_launcher(there: Address) -> None:

@@ -2,14 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.engines.gateway import ROOT
 from tests.engines.models import Gguf
 from tests.engines.process import wait_until
 from tests.engines.speech import TEXT
@@ -60,18 +57,12 @@ def test_a_launcher_killed_with_9(llama_program: Path, tiny_models: Gguf, orphan
         else:
             assert host.ask("tiny").status_code == 200  # the engine doesn't need its launcher, nor does the gateway
             assert alive(before)
-        command = [sys.executable, "-m", "proxy.cli", "launch", "--config", str(host.config)]
-        with (host.folder / "again.log").open("wb") as sink:
-            again = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
-        try:
-            state = "ready" if orphans == "adopt" else "stopped"
-            row = host.until("tiny", state)
-            wait_until(lambda: host.ask("tiny").status_code == 200, 20, "the gateway finds the next launcher")
-            after = host.row("tiny")["pid"]
-        finally:
-            again.terminate()
-            again.wait(20)
+        row = host.until("tiny", "ready" if orphans == "adopt" else "stopped")  # the gateway started another launcher
+        another = host.launcher_pid()
+        wait_until(lambda: host.ask("tiny").status_code == 200, 20, "the gateway finds the next launcher")
+        after = host.row("tiny")["pid"]
 
+    assert another != launcher
     assert (row["pid"] == before) == (orphans == "adopt")
     assert (after == before) == (orphans == "adopt")
     assert not alive(after)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.engines.process import wait_until
 
 ROOT = Path(__file__).parents[2]
 MARK = "LAUNCHER_TEST"  # environment variable, inherited by all that a launcher of these tests starts
+PATIENCE = 8.0  # seconds for an event; a ping comes every ten
 STANDIN = Path(__file__).parent / "standins" / "engine.py"
 
 Row = dict[str, Any]
@@ -190,9 +192,11 @@ class Events:
         return event
 
     def until(self, *kinds: str, where: Callable[[Row], bool] = lambda event: True) -> Row:
-        """The next event of one of these kinds; the ones before it are in `seen`."""
+        """The next event of one of these kinds; the ones before it are in `seen`. Fails when it doesn't come."""
+        deadline = time.monotonic() + PATIENCE
         while True:
             event = self.next()
+            assert time.monotonic() < deadline or event["event"] != "ping", f"none of {kinds} came; seen: {self.seen}"
             if event["event"] in kinds and where(event):
                 return event
 

@@ -22,7 +22,7 @@ def gpu(name: str, memory: int = 100) -> dict[str, object]:
 def test_an_engine_whose_memory_is_wanted_goes_when_its_last_lease_is_given_back() -> None:
     with Launcher(gpu("old"), gpu("new"), **ONE) as launcher, ExitStack() as stack:
         leases = [stack.enter_context(launcher.wanted("old")) for _ in range(2)]
-        pid = [lease.until("ready") for lease in leases][0]["engine"]["pid"]
+        pid, _ = (lease.until("ready")["engine"]["pid"] for lease in leases)
         newcomer = stack.enter_context(launcher.wanted("new"))
         for lease in leases:
             assert lease.until("yield")["reason"] == "its memory is wanted for new"

@@ -1,4 +1,4 @@
-"""What becomes of an engine that runs: crashes and what follows, its idle time, pins, stops, and sleep in place of them."""
+"""What becomes of an engine that runs: crashes and what follows, idle time, pins, stops, and sleep in place of them."""
 
 import os
 import signal
@@ -103,7 +103,8 @@ def test_one_that_is_pinned_stays_and_costs_nothing_meanwhile() -> None:
         before = context_switches(launcher.process.pid)
         with launcher.client.stream("GET", "/events") as answer:
             Events(answer).until(
-                "engine", where=lambda event: event["engine"]["name"] == "clock" and event["engine"]["state"] == "stopped"
+                "engine",
+                where=lambda event: event["engine"]["name"] == "clock" and event["engine"]["state"] == "stopped",
             )
         assert launcher.row("pinned")["state"] == "ready"
         assert context_switches(launcher.process.pid) - before < 80  # a second of looking without a pause makes 100

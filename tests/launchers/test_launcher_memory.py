@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -94,33 +95,36 @@ def test_starts_on_one_gpu_come_one_after_the_other_and_others_at_once(tmp_path:
     gates = {name: tmp_path / name for name in "abc"}
     engines = [gpu(name, 2, "--gate", str(gates[name])) for name in "ab"]
     engines.append(gpu("c", 2, "--gate", str(gates["c"]), gpus=["1"]))
-    with Launcher(*engines, constants=SOON, budget={"0": 10 * GiB, "1": 10 * GiB}) as launcher:
-        with launcher.wanted("a") as a, launcher.wanted("b") as b, launcher.wanted("c") as c:
-            wait_until(lambda: launcher.row("a")["pid"], 5, "a has a process")
-            b.until("phase", where=lambda event: event["phase"] == "waiting for another start on GPU 0")
-            wait_until(lambda: launcher.row("c")["pid"], 5, "c has a process")
-            assert launcher.row("b")["pid"] is None
-            gates["b"].touch()
-            gates["a"].touch()
-            a.until("ready")
-            b.until("ready")
-            gates["c"].touch()
-            c.until("ready")
+    with Launcher(*engines, constants=SOON, budget={"0": 10 * GiB, "1": 10 * GiB}) as launcher, ExitStack() as stack:
+        a = stack.enter_context(launcher.wanted("a"))
+        wait_until(lambda: launcher.row("a")["pid"], 5, "a has a process")
+        b, c = (stack.enter_context(launcher.wanted(name)) for name in "bc")
+        b.until("phase", where=lambda event: event["phase"] == "waiting for another start on GPU 0")
+        wait_until(lambda: launcher.row("c")["pid"], 5, "c has a process")
+        assert launcher.row("b")["pid"] is None
+        gates["b"].touch()
+        gates["a"].touch()
+        a.until("ready")
+        b.until("ready")
+        gates["c"].touch()
+        c.until("ready")
 
 
 def test_a_stop_while_it_waits_for_its_turn_passes_the_turn_on(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with Launcher(gpu("a", 2, "--gate", str(gate)), gpu("b", 2), gpu("c", 2), budget={"0": 10 * GiB}) as launcher:
         waiting = "waiting for another start on GPU 0"
-        with launcher.wanted("a") as a, launcher.wanted("b") as b:
+        with ExitStack() as stack:
+            a = stack.enter_context(launcher.wanted("a"))
             wait_until(lambda: launcher.row("a")["pid"], 5, "a has a process")
+            b = stack.enter_context(launcher.wanted("b"))
             b.until("phase", where=lambda event: event["phase"] == waiting)
-            with launcher.wanted("c") as c:
-                c.until("phase", where=lambda event: event["phase"] == waiting)
-                launcher.stop("b")
-                launcher.stop("a")
-                assert [events.until("failed")["code"] for events in (a, b)] == ["engine_stopped"] * 2
-                c.until("ready")
+            c = stack.enter_context(launcher.wanted("c"))
+            c.until("phase", where=lambda event: event["phase"] == waiting)
+            launcher.stop("b")
+            launcher.stop("a")
+            assert [events.until("failed")["code"] for events in (a, b)] == ["engine_stopped"] * 2
+            c.until("ready")
 
 
 def test_the_file_of_a_budget_is_read_anew_and_memory_that_does_not_come_back_is_said(tmp_path: Path) -> None:
@@ -199,11 +203,13 @@ def test_what_an_engine_holds_in_ram_is_learned_for_its_next_start() -> None:
 
 
 def test_a_crash_of_the_one_that_is_to_go_makes_room_as_well() -> None:
-    with Launcher(gpu("old", restarts=0), gpu("new"), constants=SOON, budget={"0": 10 * GiB}) as launcher:
-        with launcher.wanted("old") as lease:
-            pid = lease.until("ready")["engine"]["pid"]
-            with launcher.wanted("new") as newcomer:
-                lease.until("yield")
-                os.kill(pid, signal.SIGKILL)
-                lease.until("gone")
-                newcomer.until("ready")
+    with (
+        Launcher(gpu("old", restarts=0), gpu("new"), constants=SOON, budget={"0": 10 * GiB}) as launcher,
+        launcher.wanted("old") as lease,
+    ):
+        pid = lease.until("ready")["engine"]["pid"]
+        with launcher.wanted("new") as newcomer:
+            lease.until("yield")
+            os.kill(pid, signal.SIGKILL)
+            lease.until("gone")
+            newcomer.until("ready")
