@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.app import Gateway, create_app
+from proxy.client_connection import ClientConnection
 from proxy.dialects.openai.paths import TITLES
 from proxy.discovery import new_client, probe
 from proxy.launched import Revive
@@ -35,34 +35,8 @@ GARBAGE: Final = 10_000  # objects between two looks of the collector; Python's 
 IDLE_CLIENT: Final = 75  # seconds that a client's unused connection is kept
 
 
-MAX_HEAD: Final = 64 * 1024  # bytes of a request's head
-MAX_HEADERS: Final = 256  # trailers included
-
-
 class ServeError(Exception):
     """The gateway can't start; the text is for people."""
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's, which would take a request's head (or trailers) of any size into memory."""
-
-    _head: int | None = 0  # bytes of the head that is being read; None: it is complete
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head = 0
-
-    def on_headers_complete(self) -> None:
-        self._head = None
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._head is not None:
-            self._head += len(data)
-        many = len(self.headers or ()) > MAX_HEADERS
-        if (many or (self._head or 0) > MAX_HEAD) and not self.transport.is_closing():
-            self.send_400_response("The request's headers are too large.")
 
 
 class _Server(uvicorn.Server):
@@ -125,7 +99,8 @@ def serve(
     config = uvicorn.Config(
         gateway.app,
         loop="auto",  # uvloop where it is installed
-        http=BoundedProtocol,
+        http=ClientConnection,
+        proxy_headers=False,
         ws="none",
         lifespan="on",
         log_level="warning",

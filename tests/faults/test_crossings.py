@@ -16,8 +16,8 @@ import uvicorn
 import proxy.connection
 import proxy.local
 from proxy.app import create_app
+from proxy.client_connection import ClientConnection
 from proxy.engine_answers import message, openai_models
-from proxy.server import BoundedProtocol
 from proxy.settings import load_settings
 from tests.faults.support import (
     CHAT,
@@ -297,7 +297,7 @@ async def test_a_head_without_end_is_cut(flood: bytes) -> None:
     built = create_app(load_settings(None, {}, {"discovery": {"local": False}, "demo": False}), sink=lambda _: None)
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.bind(("127.0.0.1", 0))
-    server = Server(uvicorn.Config(built.app, http=BoundedProtocol, log_level="critical", access_log=False))
+    server = Server(uvicorn.Config(built.app, http=ClientConnection, log_level="critical", access_log=False))
     serving = asyncio.ensure_future(server._serve(sockets=[sock]))
     await until(lambda: server.started or serving.done())
     async with client(f"http://127.0.0.1:{sock.getsockname()[1]}") as one:
