@@ -17,7 +17,7 @@ from proxy import __version__
 from proxy.access_log import AccessLog
 from proxy.dialects.table import DIALECTS
 from proxy.discovery import new_client
-from proxy.endpoints import RELAYED, LocalEndpoint, RelayEndpoint, unknown_url
+from proxy.endpoints import RELAYED, LocalEndpoint, RelayEndpoint, Shortcut, unknown_url
 from proxy.forward import Forwarder
 from proxy.health import HealthLoop
 from proxy.images import ImageFetcher
@@ -108,7 +108,8 @@ def create_app(
     router = Router(paths, redirect_slashes=False, default=unknown_url, lifespan=lifespan)
     keys = (key.get_secret_value() for key in settings.server.api_keys)
     access = None if not settings.server.access_log else sink or log.write
-    edge = Edge(router, cors=Cors(settings.server.cors_origins), keys=Keys(keys), metrics=metrics, sink=access)
+    known = Shortcut({path.path: path.app for path in paths if "{" not in path.path}, router)
+    edge = Edge(known, cors=Cors(settings.server.cors_origins), keys=Keys(keys), metrics=metrics, sink=access)
     return Gateway(edge, registry, Reload(registry, health, launched, relayed.values()))
 
 

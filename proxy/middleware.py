@@ -27,6 +27,7 @@ log = logging.getLogger("illm")
 Scope = dict[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+LOOPBACK: Final = frozenset(("127.0.0.1", "::1"))  # a reverse proxy there is believed whom it forwards for
 OPEN_PATHS: Final = frozenset(("/healthz", "/health", "/livez", "/readyz"))  # for probes that hold no key
 
 
@@ -141,11 +142,14 @@ class Edge:
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):
             scope["path"] = scope["path"].rstrip("/")
         peer = scope.get("client")
+        client = peer[0] if peer else ""
+        if client in LOOPBACK and (forwarded := find(headers, b"x-forwarded-for")) is not None:
+            client = forwarded.rpartition(b",")[2].strip().decode("latin-1")
         call = Call(
             id=request_id(find(headers, b"x-request-id")),
             method=scope["method"],
             path=scope["path"],
-            client=peer[0] if peer else "",
+            client=client,
             begun=now,
         )
         call.headers = [(b"x-request-id", call.id), *self._cors.headers(find(headers, b"origin"))]

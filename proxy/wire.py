@@ -20,6 +20,7 @@ Raw = msgspec.Raw
 Members = dict[str, msgspec.Raw]
 
 _members = msgspec.json.Decoder(Members)
+_items = msgspec.json.Decoder(list[Members | str | int | float | None])
 _any = msgspec.json.Decoder()
 _encoder = msgspec.json.Encoder()
 
@@ -40,6 +41,15 @@ def members(body: bytes | bytearray) -> Members:
         if not body.isascii():
             body.decode()  # values that are only split are not looked into: an engine must not get what is no text
         return _members.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidJson(str(exc)) from None
+
+
+def items(value: msgspec.Raw) -> list[Members | str | int | float | None]:
+    """A JSON array of objects and scalars; the objects as `members` gives them. Raises `InvalidJson`, also for an array
+    that holds further ones."""
+    try:
+        return _items.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InvalidJson(str(exc)) from None
 

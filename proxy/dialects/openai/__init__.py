@@ -69,7 +69,7 @@ class OpenAI:
             return Plan((encoded,), TeiRerankDecoder(request, target, asked))
         wanted = _members(request, target)
         body = request.body if wanted is request.members else dump(wanted)
-        if content.needs_look(body):
+        if content.needs_look(wanted):
             parts: JsonObject = {name: load(wanted[name]) for name in content.ROOTS if name in wanted}
             if content.fix_parts(parts, target):
                 body = dump(wanted | parts)

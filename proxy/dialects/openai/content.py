@@ -10,18 +10,12 @@ Pure: bodies in, bodies out. Not here: fetching, and the native dialects' own im
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from proxy.dialects.base import Target
 from proxy.dialects.shared.images import CONTROL, HTTP, data_url, inline_url
 from proxy.errors import ApiError, error
-from proxy.wire import JsonObject
-
-# What a body must spell to hold media at all. Whoever adds a member below adds its mark here.
-_MARKS: Final = (b'_url"', b"image_base64", b'"source"', b'"image"', b'"video"', b'"audio"')
-# JSON escapes of the characters that marks are made of: they could hide one.
-_ESCAPES: Final = re.compile(rb"\\u00(?:22|3[46]|5[fF]|[67][0-9a-fA-F])")
+from proxy.wire import InvalidJson, JsonObject, Members, Raw, items
 
 # member -> must its `data:` URL be an image?
 _MEDIA: Final[dict[str, bool]] = {
@@ -37,13 +31,32 @@ _MEDIA: Final[dict[str, bool]] = {
 # score, rerank and pooling take. Members of parts that hold further parts follow.
 ROOTS: Final = ("messages", "input", "documents", "query", "queries", "data_1", "data_2", "text_1", "text_2")
 _NESTED: Final = ("content", "output")
+# A part without these, and without parts in it, has no media.
+_TELLING: Final = frozenset((*_MEDIA, "image_base64", "source"))
+_TEXT: Final = frozenset(b'"ntf-0123456789')  # first bytes of JSON that is no array and no object
 
 
-def needs_look(body: bytes) -> bool:
-    """False only if `fix_parts` would neither change nor refuse this body; cheap, for bodies not yet parsed."""
-    if any(mark in body for mark in _MARKS):
+def needs_look(body: Members) -> bool:
+    """False only if `fix_parts` would neither change nor refuse this body; cheap, since text is skipped, not read."""
+    return any(root in body and _holds_parts(body[root]) for root in ROOTS)
+
+
+def _holds_parts(value: Raw) -> bool:
+    if memoryview(value)[0] in _TEXT:
+        return False
+    try:
+        parts = items(value)
+    except InvalidJson:
         return True
-    return b"\\u00" in body and _ESCAPES.search(body) is not None
+    return any(isinstance(part, dict) and _may_hold_media(part) for part in parts)
+
+
+def _may_hold_media(part: Members) -> bool:
+    if not _TELLING.isdisjoint(part):
+        return True
+    if "type" in part and (b"image" in bytes(part["type"]) or b"\\" in bytes(part["type"])):
+        return True
+    return any(name in part and memoryview(part[name])[0] not in _TEXT for name in _NESTED)
 
 
 def fix_parts(body: JsonObject, target: Target) -> bool:

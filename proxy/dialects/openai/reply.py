@@ -93,14 +93,14 @@ def usage_of(body: JsonObject) -> Usage | None:
             counted = body[inner].get("usage")
     if not isinstance(counted, dict):
         return None
-    prompt = sum(_count(counted, name) for name in _PROMPT)
-    completion = sum(_count(counted, name) for name in _COMPLETION)
+    prompt = completion = 0
+    for name, value in counted.items():
+        if isinstance(value, int):
+            if name in _PROMPT:
+                prompt += value
+            elif name in _COMPLETION:
+                completion += value
     return Usage(prompt, completion)
-
-
-def _count(counted: JsonObject, name: str) -> int:
-    value = counted.get(name)
-    return value if isinstance(value, int) else 0
 
 
 def rename_reasoning(body: JsonObject, where: str, wanted: ReasoningField) -> bool:

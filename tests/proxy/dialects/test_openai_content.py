@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from proxy.dialects.base import Target
 from proxy.dialects.openai.content import fix_parts, needs_look
 from proxy.errors import ApiError
-from proxy.wire import load_object
+from proxy.wire import load_object, members
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "unit_image_url_policy.json"
 CASES = json.loads(VECTORS.read_text("utf-8"))["cases"]
@@ -275,7 +275,7 @@ def test_needs_look_notices_media_in_any_spelling(data: st.DataObject, media: di
     body = data.draw(spelled(chat(media))).encode()
     assert load_object(body) == chat(media)
 
-    assert needs_look(body)
+    assert needs_look(members(body))
 
 
 @pytest.mark.parametrize("word", ["image_url", "image_base64", "source", "image", "video", "audio", "file_url"])
@@ -285,7 +285,7 @@ def test_needs_look_notices_any_one_escape(word: str) -> None:
             spelling = word[:place] + form.format(ord(character)) + word[place + 1 :]
             body = f'{{"messages":[{{"content":[{{"{spelling}":"x"}}]}}]}}'.encode()
             assert load_object(body) == chat_with(word)
-            assert needs_look(body), spelling
+            assert needs_look(members(body)), spelling
 
 
 def chat_with(member: str) -> dict:
@@ -307,7 +307,7 @@ def test_what_needs_no_look_would_not_be_touched(data: st.DataObject, anything: 
     except ApiError:
         touched = True
 
-    assert needs_look(text) or not touched
+    assert needs_look(members(text)) or not touched
 
 
 @pytest.mark.parametrize(
@@ -320,4 +320,4 @@ def test_what_needs_no_look_would_not_be_touched(data: st.DataObject, anything: 
     ],
 )
 def test_ordinary_bodies_need_no_look(body: bytes) -> None:
-    assert not needs_look(body)
+    assert not needs_look(members(body))
