@@ -169,7 +169,8 @@ def _listen(folder: Path, launcher: LauncherSpec) -> tuple[socket.socket, str]:
         try:
             sock = socket.create_server((host, port), family=family)
         except OSError as exc:
-            raise SpecError(f"Can't listen on {launcher.listen} ({exc.strerror}). Change launcher.listen.") from None
+            why = (exc.strerror or str(exc)).partition(" (while")[0]
+            raise SpecError(f"Can't listen on {launcher.listen} ({why}). Change launcher.listen.") from None
         return sock, f"http://{host}:{sock.getsockname()[1]}"
     path = folder / "launcher.sock"
     if len(os.fsencode(path)) > LONGEST_PATH:

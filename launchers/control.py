@@ -18,6 +18,7 @@ from contextlib import aclosing
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Route, Router
 
@@ -164,6 +165,7 @@ class Control:
         if not _flag(scope, "follow"):
             yield "".join(f"{line}\n" for line in output.last(int(tail))).encode()
             return
+        yield b""  # the head, at once
         async with aclosing(output.follow(int(tail))) as lines:
             async for line in lines:
                 yield f"{line}\n".encode()
@@ -231,6 +233,7 @@ class Guard:
         if scope["type"] != "http":
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
+        scope["app"] = self  # so that the router raises what it would else answer in words of its own
         try:
             if self._expected is not None and not hmac.compare_digest(given, self._expected):
                 raise Refused(401, "invalid_api_key", "The launcher needs its api_key as a bearer token.")
@@ -239,6 +242,11 @@ class Guard:
             kind = "invalid_request_error"
             error = {"message": str(exc), "type": kind, "param": None, "code": exc.code}
             await JSONResponse({"error": error}, exc.status)(scope, receive, send)
+        except HTTPException as exc:
+            path = f"{scope['method']} {scope['path']}"
+            message = f"There is no {path} here; docs/launcher-api.md lists what there is."
+            error = {"message": message, "type": "invalid_request_error", "param": None, "code": "method_not_allowed"}
+            await JSONResponse({"error": error}, exc.status_code, exc.headers)(scope, receive, send)
         except SpecError as exc:
             error = {"message": str(exc), "type": "server_error", "param": None, "code": "launcher_error"}
             await JSONResponse({"error": error}, 500)(scope, receive, send)

@@ -173,7 +173,7 @@ async def _run(argv: list[str], engine: Engine, say: Say, lock: int) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
+        process_group=0,
         pass_fds=(lock,),
         limit=LONGEST_LINE,
     )

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from launchers import start as starts
 from launchers.lifecycle import Event, delay
+from launchers.logs import EngineLog
 from launchers.room import CannotFit
 from launchers.spec import EngineSpec
-from launchers.logs import EngineLog
 from launchers.wishes import DRAIN as DRAIN
 from launchers.wishes import House as House
 from launchers.wishes import Stop, Wishes
@@ -49,8 +49,6 @@ class ManagedEngine(Wishes):
         }
         while (event := await acts[self.state]()) is not None:
             self._move(event)
-        self._over = True
-        self._tell()
 
     async def recover(self) -> None:
         """After a bug ended its task: end its process, and let a person look before it starts again."""
@@ -145,8 +143,10 @@ class ManagedEngine(Wishes):
                         return "stop"
                     drain_until = drain_began + drain
                 if now >= learn_at:
-                    learn_at = now + LEARN
+                    learn_at, claim = now + LEARN, self.claim
                     await self._house.room.learn(self)
+                    if self.claim != claim:
+                        self._show()
                 await self._wait(timeout=self._next_look(drain_until, learn_at), also=ended)
             return self._crashed(ended.result().text)
         finally:

@@ -28,6 +28,7 @@ from launchers import guard, remains
 from launchers.engines.base import Command
 from launchers.guard import become_subreaper as become_subreaper
 from launchers.logs import EngineLog
+from launchers.remains import children as children
 from launchers.remains import reap_strangers as reap_strangers
 from launchers.running import Exit as Exit
 from launchers.running import Record as Record

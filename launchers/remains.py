@@ -74,6 +74,11 @@ def reap(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if found else None
 
 
+def children() -> set[int]:
+    """This process's own, and those that came to it as a sub-reaper."""
+    return {row.pid for row in processes().values() if row.parent == os.getpid()}
+
+
 def reap_strangers(known: set[int]) -> list[int]:
     """Take the zombies that came to this process as a sub-reaper, and kill the living ones that a run had started.
     Their pids. Call it when a guard has been killed, and now and then.

@@ -20,7 +20,7 @@ async def read(command: Sequence[str]) -> Document:
     pipe = asyncio.subprocess.PIPE
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, process_group=0
         )
     except OSError as exc:
         raise SpecError(f"Can't read the settings: {command[0]}: {exc.strerror}.") from None

@@ -29,6 +29,7 @@ from launchers.spec import CPU, Device, Document, EngineSpec, LauncherSpec, Spec
 
 log = logging.getLogger("illm.launcher")
 
+REAP: Final = 90.0  # seconds between two looks for processes that nobody waits for; no start of a guard takes longer
 WATCH: Final = 1.0  # seconds between two looks at the settings file
 RECOGNISE: Final = 15.0  # seconds in which an engine that an earlier launcher left must answer; it may be busy
 AGAIN: Final = 0.5  # seconds between two questions to it
@@ -53,7 +54,7 @@ class Supervisor:
         self._gpus = NvidiaGpus()
         self._kept: dict[str, _Kept] = {}
         self._reloading = asyncio.Lock()
-        self._watch: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
         self._ending = False
         launcher = document.launcher
         runs = folder / "run"
@@ -86,8 +87,10 @@ class Supervisor:
             await asyncio.gather(*(self._inherit(record, by_name.get(record.name)) for record in self._ledger.read()))
             for engine in engines:
                 self._run(engine)
+        self._chores.append(asyncio.create_task(self._reaping(), name="reap"))
         if self.document.launcher.watch and self.document.launcher.file is not None:
-            self._watch = asyncio.create_task(self._watching(Path(self.document.launcher.file)), name="watch settings")
+            watching = self._watching(Path(self.document.launcher.file))
+            self._chores.append(asyncio.create_task(watching, name="watch settings"))
 
     async def reload(self, *, dry_run: bool = False) -> Changes:
         """Read the settings again and do what changed; returns when that is under way. Raises `SpecError`, and nothing
@@ -116,8 +119,8 @@ class Supervisor:
     async def close(self, *, leave: bool = False, drain: float = DRAIN) -> None:
         """End all engines, or leave them to the next launcher, and everything of one's own."""
         self._ending = True
-        if self._watch is not None:
-            self._watch.cancel()
+        for chore in self._chores:
+            chore.cancel()
         if not leave:
             await asyncio.gather(*(kept.engine.close("the launcher ends", drain=drain) for kept in self._kept.values()))
         for kept in self._kept.values():
@@ -149,12 +152,19 @@ class Supervisor:
         self.board.tell(name, {"event": "engine", "engine": engine.row()})
 
     async def _task(self, engine: ManagedEngine) -> None:
-        while True:
-            try:
-                return await engine.run()
-            except Exception:  # a bug in one engine's task must not end the others'
-                log.exception("%s: a bug", engine.spec.name)
-                await engine.recover()
+        why = "the launcher met a bug, which its log has"
+        try:
+            while True:
+                try:
+                    return await engine.run()
+                except Exception:  # a bug in one engine's task must not end the others'
+                    log.exception("%s: a bug", engine.spec.name)
+                    await engine.recover()
+        except asyncio.CancelledError:
+            why = "the launcher ends"
+            raise
+        finally:
+            engine.end(why)
 
     async def _remove(self, name: str) -> None:
         kept = self._kept[name]
@@ -189,6 +199,17 @@ class Supervisor:
                 return False
             await asyncio.sleep(AGAIN)
         return stage == "ready"
+
+    async def _reaping(self) -> None:
+        """Take what comes to this process as a sub-reaper once a guard was killed. A child that is new may be one that
+        is just being started, so its turn comes at the next look."""
+        before: set[int] = set()
+        while True:
+            await asyncio.sleep(REAP)
+            children = process.children()
+            guards = {pid for one in self.engines() for pid in one.guards()}
+            process.reap_strangers(guards | (children - before))
+            before = children
 
     async def _watching(self, file: Path) -> None:
         seen = _stamp(file)

@@ -98,12 +98,14 @@ class Wishes:
             self._keep = self._keep or not lease
             ticket.phase(self.state, self.condition.phase, self.condition.progress)
             self.tickets.add(ticket)
+            self._show()
         self._poke()
         return ticket
 
     def release(self, ticket: Ticket) -> None:
         """Nobody reads the ticket any more; a lease ends with it."""
         self.tickets.release(ticket)
+        self._show()
         self._poke()
 
     async def stop(self, reason: str, *, drain: float = DRAIN) -> None:
@@ -123,6 +125,7 @@ class Wishes:
         if starts.fingerprint(spec) == self.fingerprint:
             self._keep = self._keep or (spec.start == "eager" and self.spec.start != "eager")
             self.spec = spec
+            self._show()
             self._poke()
             return
         self._keep = self._keep or self.state in ("starting", "ready", "backoff") or spec.start == "eager"
@@ -142,6 +145,14 @@ class Wishes:
         if self._running is not None and self.state in ("starting", "stopping"):
             self._running.ask_to_stop(0)
         self._poke()
+
+    def end(self, why: str) -> None:
+        """Its task has ended, by `close` or else for that reason: nobody acts on wishes any more, and nobody is to wait
+        for that."""
+        self._closing = self._closing or why
+        self.tickets.refuse("engine_stopped", self._was_stopped(self._closing))
+        self._over = True
+        self._tell()
 
     def adopt(self, running: Running, base_url: str, claim: Mapping[Device, int]) -> None:
         """Take over a process that another launcher started; before its task runs."""
@@ -174,6 +185,10 @@ class Wishes:
             stopping=self.state == "stopping",
         )
 
+    def guards(self) -> list[int]:
+        """The processes of its that somebody waits for."""
+        return [self._running.record.guard_pid] if self._running is not None else []
+
     def pids(self) -> list[int]:
         """See `room.Occupant`."""
         return self._running.pids() if self._running is not None else []
@@ -197,9 +212,14 @@ class Wishes:
     def _was_stopped(self, reason: str) -> str:
         return f"Engine '{self.spec.name}' was stopped: {reason}."
 
+    def _show(self) -> None:
+        """What it is like now, to those who follow all engines."""
+        if not self._over:  # else they were told, or will be, that it is no longer there
+            self._house.board.tell(self.spec.name, {"event": "engine", "engine": self.row()})
+
     def _tell(self) -> None:
-        """Everybody, of what it is like now."""
-        self._house.board.tell(self.spec.name, {"event": "engine", "engine": self.row()})
+        """The same, and to those who wait for it."""
+        self._show()
         self.tickets.phase(self.state, self.condition.phase, self.condition.progress)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

@@ -270,7 +270,11 @@ def locked(path: Path) -> Iterator[None]:
 
 def ensure(name: str) -> Path:
     """The path of the engine's program, after building what is missing (blocks, minutes). Raises CannotBeHad."""
-    recipe = RECIPES[name]
+    return ensure_recipe(name, RECIPES[name])
+
+
+def ensure_recipe(name: str, recipe: Recipe) -> Path:
+    """The same for a program that has a recipe of its own elsewhere, in the same cache."""
     home = cache() / f"{name}-{recipe.version}"
     program, stamp = home / recipe.program, home / ".complete"
     home.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,7 @@ def test_an_engine_that_is_killed_comes_back_by_itself() -> None:
         assert row["failures"] == 1
         with launcher.wanted("coder") as lease:
             lease.until("ready")
+        assert launcher.stop("coder")["failures"] == 0  # whoever stops it begins anew
 
 
 def test_one_that_keeps_crashing_is_given_up() -> None:

@@ -2,22 +2,14 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.engines.process import wait_until
-from tests.launchers.support import Launcher, alive, command_line, spec, vllm
-
-
-@contextmanager
-def successor(launcher: Launcher) -> Iterator[None]:
-    """The same launcher anew, as after a crash."""
-    launcher.start()
-    yield
+from tests.launchers.support import Events, Launcher, alive, command_line, spec, vllm
 
 
 def ready(launcher: Launcher, name: str) -> int:
@@ -29,7 +21,8 @@ def ready(launcher: Launcher, name: str) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_launcher_that_is_asked_to_end_leaves_no_process(number: signal.Signals) -> None:
-    with Launcher(spec("a", "--children", "2"), spec("b", "--ignore-term", stop_timeout=0.3)) as launcher:
+    parent = spec("a", "--children", "2", stop_timeout=0.3)
+    with Launcher(parent, spec("b", "--ignore-term", stop_timeout=0.3)) as launcher:
         ready(launcher, "a")
         ready(launcher, "b")
         assert len(launcher.engines_alive()) == 6  # two guards, two engines, two children
@@ -59,6 +52,16 @@ def test_a_second_signal_does_not_wait_for_requests_nor_for_an_engine_that_hangs
             assert launcher.row("a")["state"] == "ready"  # there is a lease
             launcher.say(signal.SIGTERM)
             assert lease.until("gone")["reason"] == "Engine 'a' was stopped: the launcher ends."
+        assert launcher.process.wait(10) == 0
+        assert launcher.engines_alive() == []
+
+
+def test_nor_for_one_that_was_asked_to_end_already() -> None:
+    with Launcher(spec("a", "--ignore-term", stop_timeout=60.0)) as launcher:
+        ready(launcher, "a")
+        launcher.say(signal.SIGTERM)
+        launcher.until("a", "stopping")
+        launcher.say(signal.SIGTERM)
         assert launcher.process.wait(10) == 0
         assert launcher.engines_alive() == []
 
@@ -108,7 +111,7 @@ def test_a_guard_that_is_killed_with_its_launcher_leaves_the_engine_to_the_next_
 
 
 def test_with_adopt_the_next_launcher_finds_its_engines_as_they_were() -> None:
-    kept, asleep = spec("kept", "--children", "1"), vllm("asleep", unload="sleep", ttl=0.2)
+    kept, asleep = spec("kept", "--children", "1", stop_timeout=0.3), vllm("asleep", unload="sleep", ttl=0.2)
     changed, removed = spec("changed"), spec("removed")
     with Launcher(kept, changed, removed, asleep, orphans="adopt") as launcher:
         pids = {name: ready(launcher, name) for name in ("kept", "changed", "removed", "asleep")}
@@ -161,9 +164,10 @@ def test_one_that_is_to_leave_its_engines_leaves_them_and_only_where_they_can_be
 def test_without_a_gateway_it_ends_after_its_time_and_not_while_one_follows() -> None:
     with Launcher(spec("a"), for_gateway=True, linger=0.4) as launcher:
         with launcher.client.stream("GET", "/events") as answer:
-            next(answer.iter_lines())
+            events = Events(answer)
+            events.next()
             ready(launcher, "a")
-            with pytest.raises(Exception, match="timed out"):
+            with pytest.raises(subprocess.TimeoutExpired):
                 launcher.process.wait(1.0)
         assert launcher.process.wait(10) == 0
         assert launcher.engines_alive() == []

@@ -23,7 +23,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200 if self.server.loaded.is_set() else 503, {"status": "ok"})
         elif self.path == "/v1/models":
             entries = [{"id": self.server.model, "owned_by": "standin"}] if self.server.loaded.is_set() else []
-            self.answer(200, {"object": "list", "data": entries})
+            self.answer(200 if entries else 503, {"object": "list", "data": entries})
         else:
             self.answer(404, {"error": {"message": "no such path"}})
 
