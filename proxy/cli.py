@@ -4,6 +4,7 @@ of which only the one that was asked for is imported."""
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from proxy import __version__
+from proxy.commands.arguments import COMMANDS, count
 from proxy.dialects.base import EngineKind
 from proxy.settings import SettingsError
 from proxy.settings_engines import LAUNCH_KINDS, Device
@@ -33,6 +35,24 @@ _LAUNCH: Final = """examples:
   illm launch vllm --model Qwen/Qwen2.5-7B-Instruct --name qwen
   illm launch command --name mine -- ./my-server --port {port}"""
 
+_CONTROL: Final = {
+    "ps": """examples:
+  illm ps
+  illm ps --watch
+  illm ps --launcher gpu-host --json""",
+    "start": """examples:
+  illm start coder""",
+    "stop": """examples:
+  illm stop coder
+  illm stop coder --launcher gpu-host""",
+    "logs": """examples:
+  illm logs coder -f
+  illm logs coder --tail 20""",
+    "reload": """examples:
+  illm reload --dry-run                        say what would change
+  illm reload""",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The `illm` command; returns its exit code."""
@@ -50,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     """The command's exit code, or that of what stopped it."""
-    from proxy.commands.source import UsageError
+    from proxy.commands.source import Failed, UsageError
     from proxy.launcher_client import LauncherError
 
     try:
@@ -58,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except (SettingsError, UsageError) as exc:
         print(f"illm: {exc}", file=sys.stderr)  # noqa: T201
         return USAGE
-    except LauncherError as exc:
+    except (Failed, LauncherError) as exc:
         print(f"illm: {exc}", file=sys.stderr)  # noqa: T201
         return FAILED
     except KeyboardInterrupt:
@@ -90,6 +110,13 @@ def _of_engines(name: str) -> Callable[[argparse.Namespace], int]:
     return run
 
 
+def _of_servers(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(arguments: argparse.Namespace) -> int:
+        return int(importlib.import_module(f"proxy.commands.{name}").run(arguments))
+
+    return run
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="illm", description="One OpenAI-compatible endpoint for local engines.")
     parser.add_argument("--version", action="version", version=f"illm {__version__}")
@@ -104,12 +131,18 @@ def _parser() -> argparse.ArgumentParser:
     start = _control(commands, "start", "start an engine and wait until it is ready")
     stop = _control(commands, "stop", "stop an engine")
     logs = _control(commands, "logs", "show an engine's log")
-    for one in (start, stop, logs):
-        one.add_argument("name", metavar="NAME", help="the engine's name, or the one its clients use")
+    for control in (start, stop, logs):
+        control.add_argument("name", metavar="NAME", help="the engine's name, or the one its clients use")
     logs.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
-    logs.add_argument("--tail", type=_count, default=100, metavar="N", help="lines from its end (default: 100)")
+    logs.add_argument("--tail", type=count, default=100, metavar="N", help="lines from its end (default: 100)")
     reload = _control(commands, "reload", "have launchers read their settings anew")
     reload.add_argument("--dry-run", action="store_true", help="only say what that would do")
+
+    for one in COMMANDS:
+        asking = _command(commands, one.name, one.text, epilog=one.examples, settings=one.settings)
+        one.add(asking)
+        asking.add_argument("--json", action="store_true", help="for programs: JSON")
+        asking.set_defaults(run=_of_servers(one.name))
     return parser
 
 
@@ -122,6 +155,7 @@ def _command(
     text: str,
     usage: str | None = None,
     epilog: str | None = None,
+    settings: bool = True,
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name,
@@ -131,13 +165,15 @@ def _command(
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("--config", type=Path, metavar="FILE", help="settings (default: configs/illm.yaml, if there)")
+    if settings:
+        text = "settings (default: configs/illm.yaml, if there)"
+        command.add_argument("--config", type=Path, metavar="FILE", help=text)
     return command
 
 
 def _control(commands: Commands[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
     """A command that talks to launchers."""
-    command = _command(commands, name, text)
+    command = _command(commands, name, text, epilog=_CONTROL[name])
     command.add_argument("--launcher", metavar="WHICH", help="a launcher's name, URL or socket (default: all)")
     command.add_argument("--json", action="store_true", help="for programs: JSON, one object a line")
     command.set_defaults(run=_of_engines(name))
@@ -147,6 +183,7 @@ def _control(commands: Commands[argparse.ArgumentParser], name: str, text: str) 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (default: 8000, or the next free one)")
+    serve.add_argument("--workers", type=int, metavar="N", help="processes that serve (default: 1)")
     kinds = [*get_args(EngineKind), *KIND_SYNONYMS]
     serve.add_argument("--framework", choices=kinds, metavar="KIND", help="kind of backend for requests that name none")
     serve.add_argument("--embedding-model", help="embedding model for requests that name none")
@@ -171,13 +208,6 @@ def _add_engine(command: argparse.ArgumentParser, model: str) -> None:
     engine.add_argument("--name", help="the name that clients use (default: the model's)")
     engine.add_argument("--device", choices=get_args(Device), help="what it computes on")
     engine.add_argument("--gpus", metavar="0,1", help="the GPUs it may use")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ async def probe(
     except _TooLong:
         return Probe("down", kind, detail=f"answered with more than {MAX_BYTES // 2**20} MiB")
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
-        return Probe("down", kind, detail=_why(exc))
+        return Probe("down", kind, detail=why(exc))
 
 
 class _TooLong(Exception):
@@ -249,8 +249,8 @@ _CAUSES: Final[tuple[tuple[type[BaseException], str], ...]] = (
 )
 
 
-def _why(exc: Exception) -> str:
-    """Plain words. Never httpx's own, which may hold a URL with a password."""
+def why(exc: BaseException) -> str:
+    """What went wrong below HTTP, in plain words. Never httpx's own, which may hold a URL with a password."""
     causes = tuple(_chain(exc))
     for kind, words in _CAUSES:
         if any(isinstance(cause, kind) for cause in causes):

@@ -14,9 +14,9 @@ from collections.abc import Coroutine
 from contextlib import aclosing, nullcontext
 from typing import Any, Final
 
-from proxy import wire
 from proxy.commands import progress
 from proxy.commands.find import Answer, Row, answers, ask, nobody, one, shown
+from proxy.commands.say import complain, say, say_json
 from proxy.launcher_client import LauncherClient, LauncherError
 
 INTERVAL: Final = 1.0  # seconds between two looks of `ps --watch`
@@ -55,7 +55,7 @@ def _until_interrupted(work: Coroutine[Any, Any, int], status: int, advice: str 
         return asyncio.run(work)
     except KeyboardInterrupt:
         if advice:
-            _complain(advice)
+            complain(advice)
         return status
 
 
@@ -64,13 +64,13 @@ async def _ps(arguments: argparse.Namespace) -> int:
         rows = _rows(found)
         problems = [answer.problem for answer in found if answer.problem]
         if arguments.json:
-            _print_json({"engines": rows, "unreachable": _unreachable(found)})
+            say_json({"engines": rows, "unreachable": _unreachable(found)})
         elif not any(answer.problem is None for answer in found):
             raise LauncherError(nobody(found))
         else:
             _print_table(rows)
             for problem in problems:
-                _complain(problem)
+                complain(problem)
         return FAILED if problems else 0
 
 
@@ -85,7 +85,7 @@ async def _watch(arguments: argparse.Namespace) -> int:
                 if table is not None:
                     table.show(rows)
                 elif rows != last:
-                    _print_json({"engines": rows, "unreachable": _unreachable(found)})
+                    say_json({"engines": rows, "unreachable": _unreachable(found)})
                 last = rows
                 await asyncio.sleep(INTERVAL)
                 found = await asyncio.gather(*(ask(answer.client) for answer in found))
@@ -101,15 +101,15 @@ def _unreachable(found: list[Answer]) -> list[Row]:
 
 def _print_table(rows: list[Row]) -> None:
     if not rows:
-        _print("No engines: the launcher's settings have none.")
+        say("No engines: the launcher's settings have none.")
     elif sys.stdout.isatty():
         from rich.console import Console
 
         Console().print(progress.rich_table(rows))
     else:
-        _print("\n".join(progress.lines(rows)))
+        say("\n".join(progress.lines(rows)))
     for note in progress.notes(rows):
-        _print(note)
+        say(note)
 
 
 async def _start(arguments: argparse.Namespace) -> int:
@@ -121,17 +121,17 @@ async def _start(arguments: argparse.Namespace) -> int:
         where = (last.get("engine") or {}).get("base_url")
         if not arguments.json:
             took = progress.duration(time.monotonic() - began)
-            _print(f"{row['name']} is ready{f' at {where}' if where else ''} ({took}).")
+            say(f"{row['name']} is ready{f' at {where}' if where else ''} ({took}).")
         return 0
     message = last.get("message") or "the launcher ended the answer without a word; see `illm ps`"
-    _complain(f"{row['name']} did not start: {message}")
+    complain(f"{row['name']} did not start: {message}")
     return FAILED
 
 
 async def _follow_start(client: LauncherClient, name: str, as_json: bool) -> Row:
     """Show the events of a start; the last one."""
     event: Row = {}
-    with nullcontext(_print_json) if as_json else progress.starting(name) as show:
+    with nullcontext(say_json) if as_json else progress.starting(name) as show:
         async with aclosing(client.start(name)) as events:
             async for event in events:
                 if isinstance(event.get("engine"), dict):
@@ -148,9 +148,9 @@ async def _stop(arguments: argparse.Namespace) -> int:
         client, row = one(found, arguments.name)
         after = shown(await client.stop(row["name"]))
     if arguments.json:
-        _print_json(after)
+        say_json(after)
     else:
-        _print(f"{row['name']} is {after.get('state', 'stopped')}.")
+        say(f"{row['name']} is {after.get('state', 'stopped')}.")
     return 0
 
 
@@ -166,9 +166,9 @@ async def _logs(arguments: argparse.Namespace) -> int:
                     continue
                 *whole, kept = (kept + piece).split("\n")
                 for line in whole:
-                    _print_json({"engine": row["name"], "line": line})
+                    say_json({"engine": row["name"], "line": line})
         if kept:
-            _print_json({"engine": row["name"], "line": kept})
+            say_json({"engine": row["name"], "line": kept})
     return 0
 
 
@@ -181,24 +181,12 @@ async def _reload(arguments: argparse.Namespace) -> int:
             try:
                 plan = await answer.client.reload(arguments.dry_run)
             except LauncherError as exc:
-                _complain(f"{answer.name}: {exc}")
+                complain(f"{answer.name}: {exc}")
                 status = FAILED
                 continue
             if arguments.json:
-                _print_json({"launcher": answer.name, **plan})
+                say_json({"launcher": answer.name, **plan})
                 continue
             words = [f"{what}: {', '.join(plan[what])}" for what in PLAN if plan.get(what)]
-            _print(f"{answer.name}: {'; '.join(words) or 'no engines'}")
+            say(f"{answer.name}: {'; '.join(words) or 'no engines'}")
         return status
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
-
-
-def _print_json(value: Any) -> None:
-    _print(wire.dump(value).decode())
-
-
-def _complain(text: str) -> None:
-    print(f"illm: {text}", file=sys.stderr, flush=True)  # noqa: T201

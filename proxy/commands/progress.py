@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from proxy.commands.say import aligned
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -39,9 +41,7 @@ def cells(row: Row) -> list[str]:
 
 def lines(rows: Sequence[Row]) -> list[str]:
     """The table as text, columns aligned, nothing cut off."""
-    table = [list(COLUMNS), *map(cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    return aligned([list(COLUMNS), *map(cells, rows)])
 
 
 def rich_table(rows: Sequence[Row]) -> Table:

@@ -22,11 +22,11 @@ from proxy.settings import Settings
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it. Blocks. Raises `SettingsError`, `UsageError` and `LauncherError`."""
-    from proxy.server import ServeError, serve  # here, as tests put another in its place
+    from proxy.server import ServeError
 
     wanted = asked(arguments, os.environ)
     overrides: dict[str, Any] = {
-        "server": {"host": arguments.host, "port": arguments.port},
+        "server": {"host": arguments.host, "port": arguments.port, "workers": arguments.workers},
         "framework": arguments.framework,
         "model": arguments.model if arguments.kind is None else None,
         "embedding_model": arguments.embedding_model,
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     with _interrupts() as interrupted:
         try:
-            serve(
+            _serving(settings)(
                 settings,
                 launchers=(*([own] if own else []), *others),
                 reload=reload,
@@ -54,6 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
     if own is not None and interrupted:
         _end_launcher(own)
     return 0
+
+
+def _serving(settings: Settings) -> Callable[..., None]:
+    """What serves: this process alone, or workers that it starts."""
+    if settings.server.workers > 1:
+        from proxy.workers.parent import serve
+    else:
+        from proxy.server import serve  # here, as tests put another in its place
+    return serve
 
 
 def _ensure_launcher(settings: Settings, wanted: Asked) -> Address | None:

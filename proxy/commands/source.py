@@ -26,6 +26,10 @@ class UsageError(Exception):
     """The command line makes no sense; the text says what to write."""
 
 
+class Failed(Exception):
+    """The command was understood and could not be done; the text says why, and what to do next."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What was asked for. Paths are whole; `engine` is one entry of `engines`, called `key`."""
