@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from proxy.wire import dump
@@ -14,10 +15,12 @@ FULL: Final = 64 * 1024  # bytes that are written at once
 
 class AccessLog:
     """Whoever makes it calls `close`, which writes what is left. Lines that can't be written are dropped: a full disk
-    must not stop the gateway."""
+    must not stop the gateway. `turn` is held while writing, where other processes write there too: what is longer than
+    a pipe's page might be mixed otherwise."""
 
-    def __init__(self, fd: int = 1) -> None:
+    def __init__(self, fd: int = 1, turn: AbstractContextManager[None] | None = None) -> None:
         self._fd = fd
+        self._turn = turn or nullcontext()
         self._lines: list[bytes] = []
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -38,7 +41,8 @@ class AccessLog:
         lines, self._lines, self._size = self._lines, [], 0
         if lines:
             try:
-                os.write(self._fd, b"\n".join(lines) + b"\n")
+                with self._turn:
+                    os.write(self._fd, b"\n".join(lines) + b"\n")
             except OSError:
                 return
 

@@ -7,7 +7,7 @@ or written (`relay`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from difflib import get_close_matches
 from time import time
 from typing import Any, Final, get_args
@@ -29,6 +29,7 @@ from proxy.wire import InvalidJson, Members, Raw, bad_json, dump, load, load_obj
 
 Scope = Mapping[str, Any]
 Answer = Callable[[Scope], tuple[int, str, bytes]]
+LaterAnswer = Callable[[Scope], Awaitable[tuple[int, str, bytes]]]
 
 # Path (behind an optional /v1) -> what is asked for.
 RELAYED: Final[dict[str, Endpoint]] = {
@@ -151,14 +152,15 @@ class ClientLeft(Exception):
 
 
 class LocalEndpoint:
-    """An answer that the gateway gives itself, at once."""
+    """An answer that the gateway gives itself, at once or after a moment."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer | LaterAnswer) -> None:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         only(scope, "GET", "HEAD")
-        status, content_type, body = self._answer(scope)
+        answered = self._answer(scope)
+        status, content_type, body = answered if isinstance(answered, tuple) else await answered
         call: Call = scope["illm.call"]
         await Client(call, send).respond(status, content_type, b"" if scope["method"] == "HEAD" else body, [])
 

@@ -98,6 +98,8 @@ class HealthLoop:
             self._registry.rebuild()
             if backend.state != before:
                 log.info("%s", _told(backend))
+        else:
+            self._registry.changed()  # its version or what it says may have
 
 
 def _told(backend: Backend) -> str:

@@ -7,8 +7,6 @@ has one) and how busy it is (by requests). It outlives reloads. Everything above
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
@@ -17,6 +15,7 @@ from proxy.breaker import Breaker
 from proxy.dialects.base import EngineKind, Target
 from proxy.engine_answers import ModelInfo, Probe
 from proxy.errors import ApiError, error
+from proxy.places import Full, OwnPlaces, Places
 from proxy.settings import BackendSettings
 from proxy.transport import Origin
 
@@ -56,6 +55,21 @@ class EngineState:
     progress: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one process knows of a backend, for others that don't ask it themselves."""
+
+    name: str
+    root: str
+    local: bool
+    state: State
+    detail: str
+    kind: EngineKind | None
+    prefix: str
+    version: str | None
+    models: tuple[ModelInfo, ...]
+
+
 class Backend:
     """One base URL: its settings, what the last probe found, and what is under way there. Of a launched engine the
     base URL is that of its last start."""
@@ -72,15 +86,13 @@ class Backend:
         self.detail = "not asked yet"
         self.models: tuple[ModelInfo, ...] = ()
         self.described: dict[tuple[str, int | None], ModelInfo] = {}  # by name and version; `describe` fills it
+        self.places: Places = OwnPlaces()
         self.breaker = Breaker()
         self.facts: dict[str, Any] = {}  # what a dialect learned of it; void once it was down
         self.engine: EngineState | None = None  # of a launched one
         self.upstream: str | None = None  # a launched engine's own name for its model, where it has another
         self.gate: Gate | None = None  # the way to a launched one
-        self.in_flight = 0
-        self.failures = 0  # probes in a row
-        self.successes = 0
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self.successes = 0  # probes in a row
         self._heads: dict[tuple[str, str], bytes] = {}
 
     def learn(self, probe: Probe, *, down_after: int, up_after: int = 1) -> bool:
@@ -92,14 +104,14 @@ class Backend:
         """
         before = (self.state, self.kind, self.prefix, self.models)
         if probe.state == "down":
-            self.failures += 1
+            self.breaker.failures += 1
             self.successes = 0
             self.detail = probe.detail
-            if self.state in ("unknown", "loading") or self.failures >= down_after:
+            if self.state in ("unknown", "loading") or self.breaker.failures >= down_after:
                 self.state = "down"
                 self.facts.clear()
             return before[0] != self.state
-        self.failures = 0
+        self.breaker.failures = 0
         self.successes += 1
         if self.state == "down" and self.successes < up_after:
             return False
@@ -111,6 +123,22 @@ class Backend:
             self.prefix = probe.prefix
             self.models = probe.models
             self.breaker.clear()
+        return before != (self.state, self.kind, self.prefix, self.models)
+
+    def finding(self) -> Finding:
+        """What there is to tell."""
+        return Finding(
+            self.name, self.settings.root, self.local, self.state, self.detail, self.kind, self.prefix, self.version,
+            self.models,
+        )  # fmt: skip
+
+    def agree(self, finding: Finding) -> bool:
+        """Take over what another process found; True if anything that routing depends on changed."""
+        before = (self.state, self.kind, self.prefix, self.models)
+        if finding.state == "down" or finding.kind != self.kind:
+            self.facts.clear()
+        self.state, self.detail, self.kind = finding.state, finding.detail, finding.kind
+        self.prefix, self.version, self.models = finding.prefix, finding.version, finding.models
         return before != (self.state, self.kind, self.prefix, self.models)
 
     def configure(self, settings: BackendSettings) -> None:
@@ -135,7 +163,17 @@ class Backend:
         self.described.clear()
         self.facts = {}
         self.breaker.clear()
-        self.failures = self.successes = 0
+        self.successes = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests under way, in all processes of this gateway."""
+        return self.places.total
+
+    @property
+    def failures(self) -> int:
+        """Failed probes in a row."""
+        return self.breaker.failures
 
     @property
     def servable(self) -> bool:
@@ -144,7 +182,6 @@ class Backend:
 
     def answered(self) -> None:
         """A request got an answer: whatever probes say, it is alive."""
-        self.failures = 0
         self.breaker.clear()
 
     def blot(self, exc: ApiError) -> None:
@@ -196,49 +233,28 @@ class Backend:
         if gate is not None:
             await gate.enter()
         limit = self.settings.max_in_flight
-        if limit is None or (self.in_flight < limit and not self._queue):
-            self.in_flight += 1
+        if self.places.take(limit) or limit is None:
             return
         try:
-            await self._stand_in_line(limit)
-        except BaseException:
+            await self.places.wait(limit, self.settings.max_queue)
+        except BaseException as exc:
             if gate is not None:
                 gate.leave()
+            if isinstance(exc, Full):
+                raise self._full(limit, exc.waiting) from None
             raise
 
     def leave(self) -> None:
         """Give the place back; the next in line gets it."""
-        self._give_back()
+        self.places.give_back(self.settings.max_in_flight)
         if self.gate is not None:
             self.gate.leave()
 
-    async def _stand_in_line(self, limit: int) -> None:
-        """Until a place is free; `_give_back` has counted us then."""
-        if len(self._queue) >= self.settings.max_queue:
-            raise error(
-                "rate_limit_exceeded",
-                f"Backend '{self.name}' is full: {limit} requests under way and {len(self._queue)} waiting. "
-                "Try again shortly.",
-            )
-        place = asyncio.get_running_loop().create_future()
-        self._queue.append(place)
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # the place was given in the same turn: pass it on
-                self._give_back()
-            elif place in self._queue:  # `_give_back` in the same turn has thrown it out already
-                self._queue.remove(place)
-            raise
-
-    def _give_back(self) -> None:
-        self.in_flight -= 1
-        while self._queue:
-            place = self._queue.popleft()
-            if not place.done():
-                self.in_flight += 1
-                place.set_result(None)
-                return
+    def _full(self, limit: int, waiting: int) -> ApiError:
+        return error(
+            "rate_limit_exceeded",
+            f"Backend '{self.name}' is full: {limit} requests under way and {waiting} waiting. Try again shortly.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

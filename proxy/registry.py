@@ -8,9 +8,9 @@ that is still true. No I/O.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Protocol
 
 from proxy.dialects.base import Endpoint, EngineKind
 from proxy.engine_answers import ModelInfo
@@ -32,11 +32,21 @@ class Snapshot:
     names: Mapping[str, Route] = field(default_factory=dict)
 
 
-class Registry:
-    """The only owner of the snapshot and of the list of backends."""
+class Sharing(Protocol):
+    """What several processes share of their backends."""
 
-    def __init__(self, settings: Settings) -> None:
+    def keep(self, backends: Iterable[Backend]) -> None:
+        """These there are now, and no others."""
+
+
+class Registry:
+    """The only owner of the snapshot and of the list of backends. `sharing`: with other processes; None: there are
+    none. `changed` is called after every change."""
+
+    def __init__(self, settings: Settings, sharing: Sharing | None = None) -> None:
         self.settings = settings
+        self.changed: Callable[[], None] = _nobody
+        self._sharing = sharing
         self.backends: dict[str, Backend] = {
             name: Backend(name, configured) for name, configured in settings.backends.items()
         }
@@ -104,7 +114,10 @@ class Registry:
         for name, found in listed.items():
             routes.setdefault(name, Route(name, tuple(found), _info(found)))
         names = dict(routes) | {alias: routes[name] for alias, name in aliases.items()}
+        if self._sharing is not None:
+            self._sharing.keep((*self.backends.values(), *self.retired))
         self.snapshot = Snapshot(routes, names)
+        self.changed()
 
     def resolve(self, model: str | None, framework: EngineKind | None, endpoint: Endpoint) -> Route:
         """The route for a request. Raises `ApiError` that says what there is instead."""
@@ -141,7 +154,7 @@ class Registry:
         return None
 
     def _retire(self, backends: Iterable[Backend]) -> None:
-        self.retired = [b for b in (*self.retired, *backends) if b.in_flight]
+        self.retired = [b for b in (*self.retired, *backends) if b.places.held]
 
     def _default(self, endpoint: Endpoint, kinds: Kinds) -> str:
         settings = self.settings
@@ -242,6 +255,10 @@ def served(backend: Backend) -> tuple[str, ...]:
 def _configured(backend: Backend) -> bool:
     """Is it from the settings, neither found nor launched?"""
     return not backend.local and backend.engine is None
+
+
+def _nobody() -> None:
+    """Hears of a change."""
 
 
 def _own_model(backend: Backend, public: str) -> str:

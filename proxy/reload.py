@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from proxy.health import HealthLoop
 from proxy.launched import Launched
+from proxy.pool import Backend
 from proxy.registry import Registry
 from proxy.settings import Defaults, Settings
 
@@ -66,19 +67,25 @@ class Reload:
             _, late = await asyncio.wait(looks, timeout=PATIENCE)
             for look in late:
                 look.cancel()
-        for one in self._launched:
-            one.make_room(settings.backends)
-        for backend in registry.adopt(settings, planned):
+        for backend in self.swap(settings, planned):
             self._health.forget(backend.name)
-        for one in self._launched:
-            one.refill()
-        for endpoint in self._endpoints:
-            endpoint.adopt(settings.defaults)
         for backend in new:
             self._health.watch(backend, asked=backend.state != "unknown")
         log.info(
             "the settings were read anew: %s", ", ".join(f"'{name}'" for name in registry.backends) or "no backends"
         )
+
+    def swap(self, settings: Settings, planned: dict[str, Backend]) -> list[Backend]:
+        """The settings, and the backends that `Registry.planned` made of them, in one step. Returns those that are no
+        more."""
+        for one in self._launched:
+            one.make_room(settings.backends)
+        gone = self._registry.adopt(settings, planned)
+        for one in self._launched:
+            one.refill()
+        for endpoint in self._endpoints:
+            endpoint.adopt(settings.defaults)
+        return gone
 
 
 def fixed(old: Settings, new: Settings) -> list[str]:

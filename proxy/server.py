@@ -14,8 +14,8 @@ import math
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
 
 import uvicorn
 
@@ -26,6 +26,7 @@ from proxy.discovery import new_client, probe
 from proxy.launched import Revive
 from proxy.launcher_client import Address
 from proxy.local import DEMO
+from proxy.registry import Registry
 from proxy.settings import Settings, SettingsError
 
 log = logging.getLogger("illm")
@@ -55,10 +56,24 @@ class _Server(uvicorn.Server):
             self._ready()
 
 
+class Reloads(Protocol):
+    """Who takes changed settings over."""
+
+    @property
+    def reload(self) -> Callable[[Settings], Awaitable[None]]: ...
+
+
+class Knows(Protocol):
+    """Who has a registry."""
+
+    @property
+    def registry(self) -> Registry: ...
+
+
 class Reloading:
     """Reads the settings anew and has the gateway take them over. Settings that are wrong change nothing."""
 
-    def __init__(self, gateway: Gateway, read: Callable[[], Settings]) -> None:
+    def __init__(self, gateway: Reloads, read: Callable[[], Settings]) -> None:
         self._gateway = gateway
         self._read = read
         self._task: asyncio.Task[None] | None = None
@@ -94,9 +109,25 @@ def serve(
     """Serve until a signal ends it. Blocks. Raises `ServeError` where it can't begin. `launchers`: whose engines it
     serves; `reload` reads the settings anew at SIGHUP, in a thread, and may raise `SettingsError`."""
     sock, notes = listen(settings)
-    address = _url(sock)
+    address = url_of(sock)
     gateway = create_app(settings, own_port=sock.getsockname()[1], launchers=launchers, revive=revive)
-    config = uvicorn.Config(
+    config = configured(gateway, settings)
+
+    def ready() -> None:
+        settle()
+        print("\n".join([*notes, *greeting(gateway, settings, address)]), file=sys.stderr, flush=True)  # noqa: T201
+
+    server = _Server(config, ready, Reloading(gateway, reload) if reload is not None else None)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        try:
+            runner.run(server.serve(sockets=[sock]))
+        except KeyboardInterrupt:
+            return
+
+
+def configured(gateway: Gateway, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves a gateway."""
+    return uvicorn.Config(
         gateway.app,
         loop="auto",  # uvloop where it is installed
         http=ClientConnection,
@@ -110,18 +141,12 @@ def serve(
         timeout_graceful_shutdown=math.ceil(settings.server.drain_timeout),
     )
 
-    def ready() -> None:
-        gc.collect()
-        gc.freeze()  # what the start made stays: never to be looked through again
-        gc.set_threshold(GARBAGE)
-        print("\n".join([*notes, *greeting(gateway, settings, address)]), file=sys.stderr, flush=True)  # noqa: T201
 
-    server = _Server(config, ready, Reloading(gateway, reload) if reload is not None else None)
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        try:
-            runner.run(server.serve(sockets=[sock]))
-        except KeyboardInterrupt:
-            return
+def settle() -> None:
+    """After the start: what it made stays, and is never to be looked through again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
 
 
 def listen(settings: Settings) -> tuple[socket.socket, list[str]]:
@@ -169,13 +194,14 @@ async def _who_answers(host: str, port: int) -> str:
     return TITLES[found.kind] if found.kind is not None else "another program"
 
 
-def _url(sock: socket.socket) -> str:
+def url_of(sock: socket.socket) -> str:
+    """Where a listening socket is reached from this machine."""
     host, port = sock.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{port}"
 
 
-def greeting(gateway: Gateway, settings: Settings, address: str) -> list[str]:
+def greeting(gateway: Knows, settings: Settings, address: str) -> list[str]:
     """The start-up text: where it listens, what it serves, and a `curl` that works now."""
     registry = gateway.registry
     lines = [f"illm is listening on {address}/v1"]

@@ -26,6 +26,9 @@ class ServerSettings(Section):
         le=65535,
         description="Port to listen on. If nobody sets it and it is taken, the next free one.",
     )
+    workers: PositiveInt = Field(
+        default=1, description="Processes that serve, for more requests than one core can carry."
+    )
     api_keys: tuple[Key, ...] = Field(
         default=(), description="Keys that clients must send one of; none: everybody may."
     )

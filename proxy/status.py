@@ -10,7 +10,7 @@ from proxy.errors import error
 from proxy.metrics import CONTENT_TYPE, BackendGauge, Metrics
 from proxy.pool import Backend, Route, State
 from proxy.registry import Registry
-from proxy.transport import Transport
+from proxy.transport import Origin, Transport
 from proxy.wire import dump
 
 JSON: Final = "application/json"
@@ -75,18 +75,7 @@ class Status:
         raise error("backend_unavailable", "No model can be served yet; GET /healthz says what each backend lacks.")
 
     def metrics(self, _: Scope) -> Answered:
-        gauges = [
-            BackendGauge(
-                backend.name,
-                backend.kind or "",
-                backend.state,
-                self._transport.open_to(backend.origin),
-                backend.engine.launcher if backend.engine is not None else "",
-                backend.engine.state if backend.engine is not None else "",
-            )
-            for backend in self._registry.backends.values()
-        ]
-        return 200, CONTENT_TYPE, self._metrics.render(gauges)
+        return 200, CONTENT_TYPE, self._metrics.render(gauges(self._registry, self._transport.open_to))
 
     def root(self, _: Scope) -> Answered:
         body = {
@@ -138,6 +127,21 @@ class Status:
         if launched:
             entry["engine"] = _engine(min(launched, key=lambda backend: _ORDER.index(backend.state)))
         return entry
+
+
+def gauges(registry: Registry, open_to: Callable[[Origin], int]) -> list[BackendGauge]:
+    """The backends as they are at this moment. `open_to`: how many connections there are."""
+    return [
+        BackendGauge(
+            backend.name,
+            backend.kind or "",
+            backend.state,
+            open_to(backend.origin),
+            backend.engine.launcher if backend.engine is not None else "",
+            backend.engine.state if backend.engine is not None else "",
+        )
+        for backend in registry.backends.values()
+    ]
 
 
 def _state(route: Route) -> State:

@@ -159,7 +159,7 @@ class Leftovers:
     async def none(self) -> None:
         """No place taken, no task, no open connection of the calls since."""
         backends = self._gate.gateway.registry.backends.values()
-        await until(lambda: all(b.in_flight == 0 and not b._queue for b in backends))
+        await until(lambda: all(b.in_flight == 0 and not b.places.queue for b in backends))
         try:
             await until(lambda: not self._new())
         except TimeoutError:

@@ -293,14 +293,14 @@ async def test_a_crash_on_a_kept_connection_is_not_replayed_elsewhere(listens_on
         line.drop()
 
     async with replicas(deadly, ok) as (a, b, gate):
-        gate.gateway.registry.backends["b"].in_flight += 10  # so that all go to the first
+        gate.gateway.registry.backends["b"].places.held += 10  # so that all go to the first
         assert (await gate.client.post(CHAT_PATH, json=CHAT)).status_code == 200
         reply = await gate.client.post(CHAT_PATH, json=CHAT)
 
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "backend_unavailable")
         assert not b.got
         assert strikes(gate, "a") >= 1
-        gate.gateway.registry.backends["b"].in_flight -= 10
+        gate.gateway.registry.backends["b"].places.held -= 10
 
 
 @pytest.mark.parametrize("asked", [CHAT, STREAM], ids=["plain", "streamed"])

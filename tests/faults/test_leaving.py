@@ -151,12 +151,12 @@ async def test_while_waiting_for_a_place() -> None:
         await upstream.arrived.wait()
         leftovers = Leftovers(gate)
         await second.send(CHAT_PATH, STREAM)
-        await until(lambda: len(backend(gate)._queue) == 1)
+        await until(lambda: len(backend(gate).places.queue) == 1)
         second.leave()
 
         (line,) = await gate.logged()
         assert line["status"] == 499
-        await until(lambda: not backend(gate)._queue)
+        await until(lambda: not backend(gate).places.queue)
         assert backend(gate).in_flight == 1
         first.leave()
         assert [one["status"] for one in await gate.logged(2)] == [499, 499]
@@ -171,7 +171,7 @@ async def test_all_at_once_with_a_full_queue() -> None:
         clients = [await stack.enter_async_context(client(gate.url)) for _ in range(12)]
         for one in clients:
             await one.send(CHAT_PATH, STREAM)
-        await until(lambda: len(backend(gate)._queue) == 10 and len(upstream.got) == 2)
+        await until(lambda: len(backend(gate).places.queue) == 10 and len(upstream.got) == 2)
         for one in clients:
             one.leave()
 

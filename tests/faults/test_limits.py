@@ -278,7 +278,7 @@ async def test_first_come_first_served_and_no_more_than_fit() -> None:
         calls = []
         for n in range(3):
             calls.append(asyncio.create_task(gate.client.post(CHAT_PATH, json=CHAT | {"n": n})))
-            await until(lambda n=n: len(backend(gate)._queue) == n and len(upstream.got) == 1)  # type: ignore[misc]
+            await until(lambda n=n: len(backend(gate).places.queue) == n and len(upstream.got) == 1)  # type: ignore[misc]
         refused = await gate.client.post(CHAT_PATH, json=CHAT | {"n": 3})
 
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
@@ -302,12 +302,12 @@ async def test_a_waiter_that_leaves_frees_its_place() -> None:
         await upstream.arrived.wait()
         async with client(gate.url) as one:
             await one.send(CHAT_PATH, CHAT | {"n": 1})
-            await until(lambda: len(backend(gate)._queue) == 1)
+            await until(lambda: len(backend(gate).places.queue) == 1)
             assert (await gate.client.post(CHAT_PATH, json=CHAT)).status_code == 429
             one.leave()
-            await until(lambda: not backend(gate)._queue)
+            await until(lambda: not backend(gate).places.queue)
         third = asyncio.create_task(gate.client.post(CHAT_PATH, json=CHAT | {"n": 2}))
-        await until(lambda: len(backend(gate)._queue) == 1)
+        await until(lambda: len(backend(gate).places.queue) == 1)
         go.put_nowait(None)
         go.put_nowait(None)
 

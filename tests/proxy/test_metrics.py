@@ -218,6 +218,34 @@ def test_the_number_of_series_is_capped() -> None:
     assert found.value("illm_requests_total", endpoint="chat", model="m1", backend="b", status="200") == 2
 
 
+def test_what_processes_have_counted_adds_up() -> None:
+    whole, parts = make(), [make(max_series=1), make()]
+    for n, part in enumerate(parts, 1):
+        for model in ("m", f"only {n}"):
+            series = part.series("chat", model, "b")
+            series.started()
+            series.finished(200 * n, 0.1 * n)
+            series.first_byte(0.1)
+            series.tokens(n, 2 * n)
+        part.error(None)
+    for part in parts:
+        whole.add(part.counted())
+    found = Scrape(whole.render())
+
+    labels = {"endpoint": "chat", "model": "m", "backend": "b"}
+    assert found.value("illm_requests_total", **labels, status="200") == 1
+    assert found.value("illm_requests_total", **labels, status="400") == 1
+    assert found.value("illm_request_duration_seconds_count", **labels) == 2
+    assert found.value("illm_request_duration_seconds_sum", **labels) == pytest.approx(0.3)
+    assert found.value("illm_time_to_first_byte_seconds_bucket", **labels, le="0.1") == 2
+    assert found.value("illm_tokens_total", **labels, kind="completion") == 6
+    assert found.value("illm_requests_in_flight", model="m", backend="b") == 2
+    assert found.value("illm_request_errors_total", code=OTHER) == 2
+    rest = {"endpoint": OTHER, "model": OTHER, "backend": OTHER}  # where the first put what was too much for it
+    assert found.value("illm_requests_total", **rest, status="200") == 1
+    assert parts[0].series("chat", "m", "b").statuses == {200: 1}
+
+
 def test_the_rest_is_absent_while_nothing_is_in_it() -> None:
     metrics = make(max_series=1)
     request(metrics.series("chat", "m", "b"))

@@ -24,7 +24,7 @@ def backend(
     made = Backend(name, BackendSettings(kind="vllm", base_url="http://10.0.0.1:1/v1", **how))
     made.state = state
     made.engine = EngineState("here", name, engine) if engine else None
-    made.in_flight = in_flight
+    made.places.held = in_flight
     for _ in range(strikes):
         made.breaker.strike(100.0)
     return made
@@ -88,7 +88,7 @@ def test_strikes_lapse() -> None:
 
 def test_an_answer_clears_strikes_and_failures() -> None:
     one = backend(strikes=STRIKES)
-    one.failures = 2
+    one.breaker.failures = 2
     one.answered()
 
     assert not one.breaker.open(100.0)
@@ -142,6 +142,20 @@ def test_whether_routing_changed() -> None:
     assert one.learn(Probe("ready", "vllm", prefix="", models=(ModelInfo("n"),)), down_after=2)
 
 
+def test_what_one_process_found_another_takes_over() -> None:
+    asks, told = backend(state="unknown"), backend(state="unknown")
+    told.facts["x"] = 1
+    asks.learn(READY, down_after=1)
+    assert told.agree(asks.finding())
+    assert not told.agree(asks.finding())
+    assert told.finding() == asks.finding()
+    assert told.facts == {"x": 1}
+
+    asks.learn(DOWN, down_after=1)
+    assert told.agree(asks.finding())
+    assert (told.state, told.detail, told.models, told.facts) == ("down", "refused", READY.models, {})
+
+
 def test_one_that_fails_keeps_its_models_and_says_why() -> None:
     one = backend(state="unknown")
     one.learn(READY, down_after=2)
@@ -191,7 +205,7 @@ def test_an_engine_at_another_address_is_another_engine() -> None:
     one.learn(Probe("ready", "vllm", prefix="", version="0.5", models=(ModelInfo("m"),)), down_after=1)
     one.request_head("POST", "/v1/x")
     one.facts["template"] = "x"
-    one.in_flight = 3
+    one.places.held = 3
     one.move(BackendSettings(base_url="http://10.0.0.2:2", api_key="sk"))  # type: ignore[arg-type]
 
     assert (one.origin.host, one.origin.port, one.prefix, one.version) == ("10.0.0.2", 2, "/v1", None)
