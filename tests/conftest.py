@@ -1,6 +1,9 @@
 """What all tests share: the fixtures of real engines, and how hypothesis runs. A test whose engine can't be had here is
-skipped."""
+skipped, and so is one that is marked slow, unless SLOW_TESTS=1 (as in CI)."""
 
+import os
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.engines.fixtures"]
@@ -8,3 +11,11 @@ pytest_plugins = ["tests.engines.fixtures"]
 # How fast this machine is at the moment is nothing that a test may fail of.
 settings.register_profile("illm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("illm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("SLOW_TESTS") != "1":
+        skip = pytest.mark.skip(reason="slow: SLOW_TESTS=1 runs it")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)

@@ -15,7 +15,7 @@ from tests.engines.models import CHAT, hf_models
 from tests.engines.process import wait_until
 from tests.launched.support import FOREVER, Host, alive
 
-pytestmark = pytest.mark.skipif(not os.environ.get("SLOW_TESTS"), reason="takes minutes: set SLOW_TESTS=1")
+pytestmark = pytest.mark.slow
 
 
 def test_vllm_is_started_by_a_request_killed_mid_stream_and_back_by_itself(tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ class QuietIndex(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 async def test_what_pip_fetches_is_said(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = tmp_path / "index" / NAME
     packages.mkdir(parents=True)
@@ -178,6 +179,7 @@ async def test_what_pip_fetches_is_said(wheels: Path, tmp_path: Path, monkeypatc
     assert "illm_tiny_engine-1.0-py3-none-any.whl" in said[2]
 
 
+@pytest.mark.slow
 async def test_a_failure_has_pips_last_words_and_leaves_nothing(wheels: Path, tmp_path: Path) -> None:
     envs = tmp_path / "envs"
     with pytest.raises(InstallFailed) as failed:
@@ -187,6 +189,7 @@ async def test_a_failure_has_pips_last_words_and_leaves_nothing(wheels: Path, tm
     assert not (envs / "vllm").exists()
 
 
+@pytest.mark.slow
 async def test_a_half_made_environment_is_made_anew(wheels: Path, tmp_path: Path) -> None:
     remains = tmp_path / "vllm" / "bin" / "python"
     remains.mkdir(parents=True)  # no program at all
@@ -238,6 +241,7 @@ def alive(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 async def test_cancelled_it_ends_all_that_pip_started_and_leaves_nothing(
     hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +260,7 @@ async def test_cancelled_it_ends_all_that_pip_started_and_leaves_nothing(
     assert not (envs / "vllm").exists()
 
 
+@pytest.mark.slow
 async def test_only_one_at_a_time(hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dependencies, "GRACE", 0.2)
     envs, said = tmp_path / "envs", []

@@ -20,8 +20,6 @@ from tests.engines.models import Gguf
 from tests.engines.process import ServerProcess, answers, free_port
 from tests.launchers.engines.specs import spec
 
-slow = pytest.mark.skipif(os.environ.get("SLOW_TESTS") != "1", reason="takes seconds; SLOW_TESTS=1 runs it")
-
 Start = Callable[[EngineSpec], ServerProcess]
 
 
@@ -43,16 +41,18 @@ def cached(name: str) -> Path:
         ),
         pytest.param(
             "transformers", "transformers", ["serve", "--help"],
-            {"device": "cpu", "dtype": "auto", "trust_remote_code": True}, marks=slow,
+            {"device": "cpu", "dtype": "auto", "trust_remote_code": True}, marks=pytest.mark.slow,
         ),
-        pytest.param("infinity", "infinity", ["v2", "--help"], {"device": "cpu", "dtype": "auto"}, marks=slow),
+        pytest.param(
+            "infinity", "infinity", ["v2", "--help"], {"device": "cpu", "dtype": "auto"}, marks=pytest.mark.slow
+        ),
         pytest.param(
             "vllm", "vllm", ["serve", "--help=all"],
             {
                 "dtype": "auto", "max_model_len": 1, "tensor_parallel": 1, "gpu_memory": 0.5, "trust_remote_code": True,
                 "embedding": True, "unload": "sleep",
             },
-            marks=slow,
+            marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip
