@@ -369,7 +369,7 @@ class Request:
 
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """The head, which leaves with the first of the body."""
-        self.started = True
+        self._chunked = False
         lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         length: bytes | None = None
         for pair in (*self._connection.head_lines(), *headers):
@@ -392,6 +392,7 @@ class Request:
         if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
             raise ValueError("a header of the answer holds a line break")
         self._head = head + b"\r\n"
+        self.started = True
 
     def _write(self, body: bytes, more: bool) -> None:
         head, self._head = self._head, None

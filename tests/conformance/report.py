@@ -42,13 +42,13 @@ def cell(column: Column, row: str) -> str:
     return (result.outcome if result else Outcome.NO).value
 
 
-def write_between_marks(document: Path, text: str) -> None:
+def write_between_marks(document: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Replaces what stands between the two marks. Raises ValueError where a mark is missing."""
-    before, begin, rest = document.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = document.read_text().partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not (begin and end):
-        raise ValueError(f"{document} has no {BEGIN} … {END}")
-    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        raise ValueError(f"{document} has no {marks[0]} … {marks[1]}")
+    document.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def summary(columns: Mapping[str, Column], unexpected: int, seconds: float) -> str:

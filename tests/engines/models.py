@@ -55,11 +55,14 @@ def gguf_models(folder: Path) -> Gguf:
     )
 
 
-def hf_models(folder: Path) -> Path:
-    """Writes the Hugging Face models below `folder` and returns it (5 s). Raises install.CannotBeHad."""
+def hf_models(folder: Path, layers: int | None = None) -> Path:
+    """Writes the Hugging Face models below `folder` and returns it (5 s). More `layers` than usual make the chat model
+    slower. Raises install.CannotBeHad."""
     python = install.ensure("vllm").with_name("python")
     maker = Path(__file__).with_name("tiny_hf.py")
-    done = subprocess.run([python, maker, folder], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, maker, folder, *([str(layers)] if layers else [])], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise install.CannotBeHad(f"the tiny Hugging Face models could not be made: {done.stderr[-2000:]}")
     return folder

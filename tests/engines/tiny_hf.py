@@ -1,6 +1,6 @@
 """Makes the tiny Hugging Face models: tiny-chat (Qwen2), tiny-embed (BERT) and tiny-rerank (a BERT cross-encoder).
 
-    ENGINE'S PYTHON tests/engines/tiny_hf.py DIR     (torch and transformers, so it runs in vLLM's environment)
+    ENGINE'S PYTHON tests/engines/tiny_hf.py DIR [LAYERS]     (torch and transformers, so it runs in vLLM's environment)
 
 The chat model says what speech.py lays down, as the GGUF one does: its attention and feed-forward outputs are zero, so
 the last token alone decides the next one. The BERT models have random weights from a fixed seed. Offline.
@@ -50,14 +50,14 @@ def chat_tokenizer(chain: dict[str, str]) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_chat(folder: Path) -> None:
+def make_chat(folder: Path, layers: int) -> None:
     chain, first = successors(TEXT)
     tokenizer = chat_tokenizer(chain)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
         intermediate_size=HIDDEN,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
@@ -114,7 +114,7 @@ def make_bert(folder: Path, kind: type, **options: object) -> None:
 def main() -> None:
     out = Path(sys.argv[1])
     torch.manual_seed(SEED)
-    make_chat(out / "tiny-chat")
+    make_chat(out / "tiny-chat", int(sys.argv[2]) if len(sys.argv) > 2 else LAYERS)
     make_bert(out / "tiny-embed", BertModel)
     make_bert(out / "tiny-rerank", BertForSequenceClassification, num_labels=1)
 

@@ -158,7 +158,7 @@ async def test_a_backend_that_is_this_gateway() -> None:
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     itself = {"discovery": {"local": False}, "backends": {"me": {"kind": "vllm", "base_url": url, "model": "m"}}}
     built = create_app(load_settings(None, {}, itself), sink=lambda _: None)
-    config = uvicorn.Config(built.app, http="httptools", log_level="error", access_log=False)
+    config = uvicorn.Config(built.app, http=ClientConnection, log_level="error", access_log=False)
     server = Server(config)
     serving = asyncio.ensure_future(server._serve(sockets=[sock]))
     await until(lambda: server.started or serving.done())

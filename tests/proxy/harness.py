@@ -18,6 +18,7 @@ import httpx
 import uvicorn
 
 from proxy.app import Gateway, create_app
+from proxy.client_connection import ClientConnection
 from proxy.launcher_client import Address
 from proxy.settings import load_settings
 
@@ -218,7 +219,7 @@ async def gateway(
     built = create_app(load_settings(None, environ or {}, settings), sink=log.append, launchers=launchers)
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio asks: no delay for TCP only
     sock.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(built.app, http="httptools", lifespan="on", log_level="error", access_log=False,
+    config = uvicorn.Config(built.app, http=ClientConnection, lifespan="on", log_level="error", access_log=False,
                             timeout_graceful_shutdown=2)  # fmt: skip
     server = Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
