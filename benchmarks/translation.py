@@ -23,9 +23,10 @@ from typing import Final
 import uvloop
 
 from benchmarks.engines import SPOKEN, Spoken
-from benchmarks.hot_path import WARM, cpu_us, free_port, running, spawn
-from benchmarks.load import KEY, drive
-from benchmarks.targets import Target
+from benchmarks.figures import WARM, running
+from benchmarks.load import drive
+from benchmarks.processes import cpu_us, free_port, spawn, stop, to_its_end
+from benchmarks.targets import illm
 from benchmarks.upstream import CHUNKS, MODEL
 from proxy.dialects import base
 from proxy.dialects.base import Answered, Ask, Plan, Request
@@ -71,18 +72,6 @@ def alone(kind: base.EngineKind) -> float:
     return spent * 1e6 / STREAMS_ALONE / CHUNKS
 
 
-def gateway(kind: base.EngineKind) -> Target:
-    """A gateway before an engine of that kind."""
-
-    def prepare(port: int, upstream: int, scratch: Path) -> list[str]:
-        backend = {"kind": kind, "base_url": f"http://127.0.0.1:{upstream}", "model": MODEL}
-        config = scratch / "illm.yaml"
-        config.write_text(json.dumps({"server": {"port": port, "api_keys": [KEY]}, "backends": {"one": backend}}))
-        return [sys.executable, "-m", "proxy.cli", "serve", "--config", str(config)]
-
-    return Target(f"illm before {kind}", prepare)
-
-
 def through(cores: list[int], seconds: float, streams: int) -> Measure:
     """Microseconds of a gateway's CPU per chunk."""
 
@@ -93,7 +82,7 @@ def through(cores: list[int], seconds: float, streams: int) -> Measure:
         try:
             with (
                 tempfile.TemporaryDirectory() as scratch,
-                running(gateway(kind), upstream, Path(scratch), cores[0]) as (pid, port, _),
+                running(illm(f"illm before {kind}", kind=kind), upstream, Path(scratch), cores[0]) as (pid, port, _),
             ):
                 load = drive(port, clients=streams, stream=True, warm=WARM, seconds=seconds, mark=lambda: cpu_us(pid))
                 tally, spent = uvloop.run(load)
@@ -101,8 +90,7 @@ def through(cores: list[int], seconds: float, streams: int) -> Measure:
                     raise SystemExit(f"No chunk came from {kind} in {seconds:g} s.")
                 return spent / tally.chunks
         finally:
-            engine.kill()
-            engine.wait()
+            stop(engine)
 
     return measure
 
@@ -120,7 +108,7 @@ def report(title: str, measure: Measure, rounds: int) -> None:
         print(f"  {name:15} {median(each):7.2f}  {median(each) / passed:5.2f} times  ({spread})")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each load (default: 2)")
@@ -129,13 +117,14 @@ def main() -> None:
     arguments = parser.parse_args()
     report("the decoder alone", alone, arguments.rounds)
     if arguments.alone:
-        return
+        return 0
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise SystemExit("Two cores are needed: one for the gateway, one for its load.")
     os.sched_setaffinity(0, {cores[1]})
     report("through the gateway", through(cores, arguments.seconds, arguments.streams), arguments.rounds)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(to_its_end(main))

@@ -71,7 +71,9 @@ class StandIn(asyncio.Protocol):
         head, blank, body = self._request.partition(b"\r\n\r\n")
         if not blank:
             return
-        if head.startswith(b"GET"):
+        if not head.startswith((b"GET ", b"POST ")):
+            self._transport.close()  # a peer that tries HTTP/2 learns that there is none
+        elif head.startswith(b"GET "):
             path = head.split(b" ", 2)[1]
             self._transport.write(_answer(_MODELS if path.endswith(b"/models") else b'{"version":"0.11.0"}'))
         elif len(body) < int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0]):
