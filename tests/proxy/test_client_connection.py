@@ -16,13 +16,12 @@ import uvicorn
 from proxy.client_connection import DISCARD, MAX_HEAD, ClientConnection
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 POST = b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n"
 
 
 @asynccontextmanager
-async def serving(
-    app: App,
-) -> AsyncIterator[Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]]:
+async def serving(app: App) -> AsyncIterator[Connect]:
     """Connects to a server with that application."""
     sock = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, http=ClientConnection, lifespan="off", log_level="critical", access_log=False,
@@ -121,8 +120,8 @@ async def test_a_body_that_nobody_reads_costs_no_connection_unless_it_is_long() 
             assert head.startswith(b"HTTP/1.1 413 ")
         writer.write(POST % (3 * DISCARD) + bytes(2 * DISCARD))
         await read_answer(reader)
+        writer.write(POST % 0)
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-            writer.write(POST % 0)
             await asyncio.wait_for(reader.readexactly(1), 5)
 
 
