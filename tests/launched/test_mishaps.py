@@ -7,11 +7,14 @@ import threading
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.engines.models import Gguf
 from tests.engines.process import wait_until
 from tests.engines.speech import TEXT
 from tests.launched.support import FOREVER, Host, llama
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_bad_model_ends_in_fatal_with_the_engines_own_words(llama_program: Path, tiny_models: Gguf) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.engines.models import Gguf
 from tests.engines.speech import TEXT
 from tests.launched.support import HI, Host, llama
+
+pytestmark = pytest.mark.slow
 
 REQUESTS = 200
 AT_A_TIME = 8

@@ -11,6 +11,8 @@ import pytest
 from tests.engines.process import wait_until
 from tests.launchers.support import Events, Launcher, alive, command_line, spec, vllm
 
+pytestmark = pytest.mark.slow
+
 
 def ready(launcher: Launcher, name: str) -> int:
     """Have it started; its pid."""

@@ -30,6 +30,8 @@ from tests.engines.process import HOST, ServerProcess, wait_until
 from tests.engines.speech import TEXT
 from tests.real.support import CHAT, HI, get
 
+pytestmark = pytest.mark.slow
+
 START = 15  # seconds at most, on a busy machine
 LISTENS = re.compile(r"illm is listening on (http://127\.0\.0\.1:(\d+))/v1")
 

@@ -13,6 +13,8 @@ from text_generation.types import Grammar, GrammarType
 from tests.engines.speech import TEXT
 from tests.standins.support import StandIn
 
+pytestmark = pytest.mark.slow
+
 WORDS = len(TEXT.split(" "))
 WEATHER = {
     "type": "function",

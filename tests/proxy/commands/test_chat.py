@@ -27,6 +27,8 @@ from tests.proxy.commands.support import (
 )  # fmt: skip
 from tests.proxy.harness import PATIENCE, Got, Line, gateway
 
+pytestmark = pytest.mark.slow
+
 
 async def speaks(_: Got, line: Line) -> None:
     thought = delta(reasoning_content="Hm.")

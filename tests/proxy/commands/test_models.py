@@ -13,6 +13,8 @@ from tests.proxy.commands.support import SECRET, illm, scripted
 from tests.proxy.harness import gateway
 from tests.proxy.scripted_launcher import launcher, row
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = {"object": "list", "data": [{"id": "a", "owned_by": "vllm", "max_model_len": 4096}, {"id": "b"}]}
 
 

@@ -19,6 +19,8 @@ from tests.proxy.commands.support import SECRET, Scripted, begin, ended, illm, s
 from tests.proxy.harness import PATIENCE, Got, Handler, Line
 from tests.proxy.scripted_launcher import launcher, row
 
+pytestmark = pytest.mark.slow
+
 GB = 1_000_000_000
 IS_OLLAMA = {
     "/v1/models": {"object": "list", "data": [{"id": "old", "owned_by": "library"}]},

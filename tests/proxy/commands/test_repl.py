@@ -7,8 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.proxy.commands.support import delta, events, refuse, scripted, terminal, usage
 from tests.proxy.harness import PATIENCE, Got, Line
+
+pytestmark = pytest.mark.slow
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 

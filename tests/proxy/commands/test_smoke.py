@@ -13,6 +13,8 @@ from tests.engines.process import ServerProcess
 from tests.proxy.commands.support import SECRET, Said, delta, events, illm, refuse, scripted, usage
 from tests.proxy.harness import Got, Handler, Line
 
+pytestmark = pytest.mark.slow
+
 MARKS = {"✓": "passed", "✗": "failed", "–": "absent"}  # noqa: RUF001
 
 
