@@ -33,13 +33,19 @@ AHEAD: Final = 256 * 1024  # bytes that are held of a body that nobody reads yet
 DISCARD: Final = 1024 * 1024  # bytes of a body that are read for nothing, after its answer, to keep the connection
 STALLED: Final = 300.0  # seconds for which a client may read nothing of its answer
 LINGER: Final = 0.5  # seconds in which a refused client may still send, so that it reads why before a reset
+TOO_LARGE: Final = "The request's headers are too large."
 _STATUS_LINES: Final = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 _BODILESS: Final = frozenset((204, 304))
 
 
+class TooManyHeaders(Exception):
+    """Stops the parser."""
+
+
 class ClientConnection(asyncio.Protocol):
-    """One at a time is answered; what a client sends ahead waits, unparsed."""
+    """One at a time is answered. What came ahead in the same read is parsed and waits its turn; the rest isn't parsed
+    before."""
 
     def __init__(
         self,
@@ -55,14 +61,17 @@ class ClientConnection(asyncio.Protocol):
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made sets it
         self._ends: dict[str, Any] = {}  # the scope's members that are the connection's
-        self._request: Request | None = None  # being answered, or read
+        self._request: Request | None = None  # being answered
+        self._incoming: Request | None = None  # being read: that one, or the last of those that wait
+        self._waiting: deque[Request] = deque()  # behind it
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._head = 0  # bytes read of a head that isn't complete
         self._reading_head = False
-        self._ahead: deque[bytes] = deque()  # of later requests
+        self._ahead: deque[bytes] = deque()  # not parsed yet
         self._ahead_size = 0
-        self._refused = False
+        self._deaf = False  # whatever still comes is thrown away
+        self._closing = False
         self._reading = True
         self._writable = asyncio.Event()  # not set: the client reads too slowly
         self._writable.set()
@@ -85,16 +94,16 @@ class ClientConnection(asyncio.Protocol):
         }
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._deaf:
             return
         request = self._request
-        if request is not None and request.read:  # the one before isn't answered yet
-            self._ahead.append(data)
-            self._ahead_size += len(data)
-            if self._ahead_size > AHEAD:
-                self._pause()
+        if request is None or (request is self._incoming and not request.read):
+            self._feed(data)
             return
-        self._feed(data)
+        self._ahead.append(data)  # the one before isn't answered yet
+        self._ahead_size += len(data)
+        if self._ahead_size > AHEAD:
+            self._pause()
 
     def eof_received(self) -> None:
         """It left. (One that only stopped sending looks the same, and gets no answer.)"""
@@ -103,6 +112,7 @@ class ClientConnection(asyncio.Protocol):
         self._state.connections.discard(self)
         self._timer.cancel()
         self._ahead.clear()
+        self._waiting.clear()
         if self._request is not None:
             self._request.disconnect()
         self.resume_writing()
@@ -133,6 +143,8 @@ class ClientConnection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self._headers) == MAX_HEADERS:
+            raise TooManyHeaders
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -151,13 +163,14 @@ class ClientConnection(asyncio.Protocol):
             "query_string": parsed.query or b"",
             "headers": self._headers,
         }
-        self._request = request = Request(self, scope, version != "1.0" and parser.should_keep_alive())
-        task = self._loop.create_task(self._run(request))
-        self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
+        self._incoming = request = Request(self, scope, version != "1.0" and parser.should_keep_alive())
+        if self._request is None:
+            self._start(request)
+        else:
+            self._waiting.append(request)
 
     def on_body(self, body: bytes) -> None:
-        request = self._request
+        request = self._incoming
         assert request is not None
         held = request.take(body)
         if request.complete:
@@ -167,7 +180,7 @@ class ClientConnection(asyncio.Protocol):
             self._pause()
 
     def on_message_complete(self) -> None:
-        request = self._request
+        request = self._incoming
         assert request is not None
         request.end_body()
         if request.complete:  # the answer was faster
@@ -212,10 +225,21 @@ class ClientConnection(asyncio.Protocol):
     def _next(self) -> None:
         """To the next request, which may have come already."""
         self._request = None
+        if self._waiting:
+            self._start(self._waiting.popleft())
+        elif self._deaf:
+            self._close_gently()
+            return
         self._resume()
         ahead, self._ahead, self._ahead_size = self._ahead, deque(), 0
         while ahead:
             self.data_received(ahead.popleft())
+
+    def _start(self, request: Request) -> None:
+        self._request = request
+        task = self._loop.create_task(self._run(request))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
 
     async def _run(self, request: Request) -> None:
         try:
@@ -229,19 +253,25 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # served as if it hadn't asked for another protocol
-            if self._request is not None:
-                self._request.keep_alive = False
+            if self._incoming is not None:
+                self._incoming.keep_alive = False
         except httptools.HttpParserError as exc:
-            self._refuse(f"This is not an HTTP/1.1 request ({exc}).")
+            many = isinstance(exc.__context__, TooManyHeaders)
+            self._refuse(TOO_LARGE if many else f"This is not an HTTP/1.1 request ({exc}).")
             return
-        if (self._reading_head and self._head > MAX_HEAD) or len(self._headers) > MAX_HEADERS:
-            self._refuse("The request's headers are too large.")
+        if self._reading_head and self._head > MAX_HEAD:
+            self._refuse(TOO_LARGE)
 
     def _refuse(self, message: str) -> None:
-        """400 where no answer has begun; the connection ends either way."""
+        """400, unless an answer has begun or is due for a request before it; the connection ends either way."""
         if self._transport.is_closing():
             return
         request = self._request
+        if request is not None and request.read and not request.complete:
+            self._deaf = True
+            if self._waiting and not self._waiting[-1].read:
+                self._waiting.pop()
+            return
         if request is None or not request.started:
             body = dump_error(error("invalid_value", message))
             self._transport.write(
@@ -254,9 +284,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _close_gently(self) -> None:
         """Close, but not upon a client that is still sending: it would meet a reset and lose the answer."""
-        if self._refused:
+        if self._closing:
             return
-        self._refused = True
+        self._closing = self._deaf = True
         self._resume()
         if self._transport.can_write_eof() and (self._request is None or not self._request.read):
             self._transport.write_eof()

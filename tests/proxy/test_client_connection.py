@@ -79,6 +79,48 @@ async def test_requests_sent_ahead_are_answered_in_order() -> None:
     assert answers == [b"%03d" % number for number in range(20)]
 
 
+async def test_a_request_sent_ahead_waits_for_the_answer_before_it() -> None:
+    """However the requests were cut into reads, and however long the first one takes."""
+    running = most = 0
+
+    async def slow_first(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        body = (await receive())["body"]
+        while len(body) < 3:
+            body += (await receive())["body"]
+        await asyncio.sleep(0.05 if body == b"one" else 0)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]})
+        await send({"type": "http.response.body", "body": body[:1], "more_body": True})
+        await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": body[1:]})
+        running -= 1
+
+    whole = b"".join(POST % 3 + body for body in (b"one", b"two", b"six"))
+    async with serving(slow_first) as connect:
+        for cut in (len(whole), 70, 100, 120, 150):
+            reader, writer = await connect()
+            writer.write(whole[:cut])
+            await writer.drain()
+            await asyncio.sleep(0.01)
+            writer.write(whole[cut:])
+            assert [(await read_answer(reader))[1] for _ in range(3)] == [b"one", b"two", b"six"]
+
+    assert most == 1
+
+
+async def test_nonsense_behind_a_request_costs_that_request_nothing() -> None:
+    async with serving(echo) as connect:
+        reader, writer = await connect()
+        writer.write(POST % 2 + b"hi" + b"nonsense\r\n\r\n")
+        head, body = await read_answer(reader)
+        rest = await asyncio.wait_for(reader.read(), 5)
+
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert (body, rest) == (b"hi", b"")
+
+
 async def test_a_client_that_leaves_behind_a_request_sent_ahead_is_noticed() -> None:
     left = asyncio.Event()
 
