@@ -44,6 +44,11 @@ class Gateway:
         """Their process ids."""
         return [pid for pid in children(self.process.pid) if b"proxy.workers.worker" in command(pid)]
 
+    async def kill_worker(self, pid: int) -> None:
+        """Returns when it has ended, so that nothing connects to it any more."""
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: not alive(pid))
+
     async def get(self, path: str) -> httpx.Response:
         """On a connection of its own, so from any worker."""
         async with httpx.AsyncClient(base_url=self.url, timeout=PATIENCE, trust_env=False) as one:
@@ -138,9 +143,12 @@ async def _hear(gate: Gateway) -> None:
 
 
 def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task")
-    found = [(task / "children").read_text().split() for task in tasks.iterdir()] if tasks.exists() else []
-    return [int(child) for one in found for child in one]
+    found: list[str] = []
+    with contextlib.suppress(OSError):  # the process has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # a thread may end while it is looked at
+                found += (task / "children").read_text().split()
+    return [int(child) for child in found]
 
 
 def command(pid: int) -> bytes:
@@ -166,7 +174,8 @@ def _inode(local: int, remote: int) -> str:
 
 def _sockets(pid: int) -> set[str]:
     found = set()
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found.add(file.readlink().name.removeprefix("socket:[").removesuffix("]"))
+    with contextlib.suppress(OSError):  # the process has ended
+        for file in list(Path(f"/proc/{pid}/fd").iterdir()):
+            with contextlib.suppress(OSError):
+                found.add(file.readlink().name.removeprefix("socket:[").removesuffix("]"))
     return found

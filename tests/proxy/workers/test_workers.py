@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 from collections import Counter
@@ -142,7 +141,7 @@ async def test_a_killed_worker_gives_its_places_back_and_is_replaced(tmp_path: P
             await one.answer()
         await until(lambda: desk.there == 2)
         await other.send(CHAT_PATH, STREAM)
-        os.kill(pid, signal.SIGKILL)
+        await gate.kill_worker(pid)
 
         await other.answer()  # it waited in the other worker
         await until(lambda: desk.there == 1)
@@ -172,7 +171,7 @@ async def test_counters_add_up_and_never_go_back(tmp_path: Path) -> None:
         assert await gate.counter("illm_upstream_connections") >= 2
 
         pid = gate.workers()[0]
-        os.kill(pid, signal.SIGKILL)
+        await gate.kill_worker(pid)
         for _ in range(5):
             assert await gate.counter(name) == 50
         await until(lambda: len(gate.workers()) == 2 and pid not in gate.workers())
@@ -223,7 +222,7 @@ async def test_a_reload_reaches_all_workers(tmp_path: Path) -> None:
         assert (len(old.got), len(fresh.got)) == (0, 2)
         assert gate.text.count("the settings were read anew") == 1
         assert gate.text.count("server: the change takes effect at the next start") == 1
-        os.kill(gate.workers()[0], signal.SIGKILL)
+        await gate.kill_worker(gate.workers()[0])
         async with gate.clients() as renewed:  # the new one is as the others: no key is asked for
             for one in renewed:
                 assert await post(one, CHAT | {"model": "alias"}) == 200
