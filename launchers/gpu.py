@@ -2,7 +2,7 @@
 
 The only file that knows NVML. A machine without the library or a driver simply has no GPUs. NVML shows all of them,
 whatever CUDA_VISIBLE_DEVICES says, and numbers them in the order of the PCI bus; CUDA numbers them by speed, unless the
-engine has `CUDA_ORDER` in its environment.
+engine has CUDA_DEVICE_ORDER=PCI_BUS_ID in its environment (`engines/table` sees to that).
 """
 
 from __future__ import annotations
@@ -12,15 +12,11 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from launchers.meters import process_words
 from launchers.scene import Holder, Reading
 from launchers.spec import Device
-
-CUDA_ORDER: Final[Mapping[str, str]] = MappingProxyType({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
-"""What an engine needs in its environment, so that GPU 0 is the same one to CUDA as here."""
 
 T = TypeVar("T")
 

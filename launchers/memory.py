@@ -19,7 +19,7 @@ from launchers.scene import Holder as Holder
 from launchers.scene import Reading as Reading
 from launchers.scene import Resident as Resident
 from launchers.scene import Want as Want
-from launchers.shortage import listed, still_missing, why_never
+from launchers.shortage import listed, why_never
 from launchers.shortage import words as words
 from launchers.spec import Device as Device
 
@@ -78,24 +78,6 @@ def decide(
         starting = _names(r for r in scene.residents if r.starting)
         return Wait(None, f"{_are(starting)} still starting" if starting else f"{_are(leaving)} still stopping")
     return Never(why_never(scene, gone))
-
-
-def confirm(
-    need: Mapping[Device, int | None],
-    readings: Mapping[Device, Reading],
-    budget: Mapping[Device, int],
-    residents: Iterable[Resident],
-) -> str | None:
-    """What is still missing after an eviction, as a sentence; None: it has all come back. `residents`: those that
-    stayed. For a need that isn't known anything free will do, so give what was to come back instead."""
-    return still_missing(
-        look(
-            Want("", {device: 1 if size is None else size for device, size in need.items()}),
-            residents,
-            readings,
-            budget,
-        )
-    )
 
 
 def _choose(scene: Scene, candidates: Sequence[Resident], leaving: AbstractSet[str]) -> Evict | Wait:

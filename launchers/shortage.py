@@ -28,18 +28,6 @@ def listed(items: Sequence[str], word: str = "and") -> str:
     return f" {word} ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
-def still_missing(scene: Scene) -> str | None:
-    """What is lacking as things are; None for nothing."""
-    lacks = []
-    for device, need in scene.want.need.items():
-        if need and scene.missing(device, NOBODY):
-            room = max(0, scene.room(device, NOBODY) or 0)
-            held = _holders(scene, device, NOBODY)
-            of = f" of the {words(need)} that are needed" if need > 1 else ""
-            lacks.append(f"{_place(device)} has {words(room)} free{of}" + (f"; held by {listed(held)}" if held else ""))
-    return ". ".join(lacks) + "." if lacks else None
-
-
 def why_never(scene: Scene, gone: AbstractSet[str]) -> str:
     """One sentence for each device that can't hold it, and what to do."""
     return " ".join(

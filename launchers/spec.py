@@ -75,12 +75,6 @@ class EngineSpec:
         named = (text for name, text in self.env.items() if _SECRET.search(name) and len(text) >= _TELLING)
         return tuple(filter(None, (self.api_key, *named)))
 
-    @property
-    def devices(self) -> tuple[Device, ...]:
-        """Where it needs memory: its GPUs; the first one where none is named and it isn't told to leave GPUs alone is
-        the caller's choice (`room`)."""
-        return self.gpus or (CPU,)
-
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +89,6 @@ class LauncherSpec:
     watch: bool
     budget: Mapping[Device, int] | str | None  # bytes by device, or the path of a budget file
     auto_install: bool
-    device: Accelerator | None
     file: str | None  # the settings file, for `watch` and for people
 
 

@@ -59,7 +59,6 @@ def document(settings: Settings, file: Path | None) -> dict[str, Any]:
             "watch": launcher.watch,
             "budget": launcher.budget,
             "auto_install": settings.auto_install,
-            "device": settings.device,
             "file": str(file) if file else None,
         },
         "engines": [_engine(key, engine, settings.device) for key, engine in settings.engines.items()],

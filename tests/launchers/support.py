@@ -74,7 +74,7 @@ class Launcher:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="illm-"))
         self._settings = {
             "listen": None, "api_key": None, "bind": "127.0.0.1", "orphans": "kill", "linger": 300.0, "watch": False,
-            "budget": None, "auto_install": False, "device": None, "file": None,
+            "budget": None, "auto_install": False, "file": None,
         } | launcher  # fmt: skip
         self.document = self.folder / "document.json"
         self.state = self.folder / "s"

@@ -10,7 +10,7 @@ from tests.launchers import support
 
 def engine(name: str, *words: str, **members: object) -> EngineSpec:
     launcher = {"listen": None, "api_key": None, "bind": "127.0.0.1", "orphans": "kill", "linger": 1.0, "watch": False,
-                "budget": None, "auto_install": False, "device": None, "file": None}  # fmt: skip
+                "budget": None, "auto_install": False, "file": None}  # fmt: skip
     document = {"launcher": launcher, "engines": [support.spec(name, *words, **members)]}
     return parse(json.dumps(document).encode()).engines[0]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launchers.gpu import CUDA_ORDER, used_by
+from launchers.gpu import used_by
 from launchers.memory import Holder, Reading
 from tests.launchers.standins import nvml
 from tests.launchers.standins.nvml import GiB
@@ -238,7 +238,3 @@ def test_a_uuid_names_a_gpu(looker: Looker) -> None:
 )
 def test_what_an_engine_holds(holders: tuple[Holder, ...], pids: list[int], expected: int | None) -> None:
     assert used_by(Reading(100, 50, holders), pids) == expected
-
-
-def test_cuda_is_to_number_the_gpus_as_the_driver_does() -> None:
-    assert dict(CUDA_ORDER) == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}

@@ -22,7 +22,7 @@ from tests.launchers.support import Row, alive, spec
 
 LAUNCHER = {
     "listen": None, "api_key": None, "bind": "127.0.0.1", "orphans": "kill", "linger": 300.0, "watch": False,
-    "budget": {"0": 100}, "auto_install": False, "device": None, "file": None,
+    "budget": {"0": 100}, "auto_install": False, "file": None,
 }  # fmt: skip
 
 

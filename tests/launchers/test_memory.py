@@ -19,7 +19,6 @@ from launchers.memory import (
     Verdict,
     Wait,
     Want,
-    confirm,
     decide,
     words,
 )
@@ -268,20 +267,6 @@ def test_an_engines_own_processes_are_no_strangers() -> None:
     assert reading.without([7, 8]) == measured(24, 6, PYTHON)
 
 
-def test_what_has_not_come_back() -> None:
-    need: dict[Device, int | None] = {"0": 20 * GiB, "cpu": None}
-    assert confirm(need, {"0": measured(24, 20)}, {"cpu": 1}, []) is None
-    assert confirm(need, {"0": measured(24, 12, PYTHON)}, {"cpu": 0}, []) == (
-        "GPU 0 has 12 GiB free of the 20 GiB that are needed; held by pid 4242 python3 (6 GiB) and other programs "
-        "(6 GiB). RAM has nothing free."
-    )
-    stayed = engine("vision", 2)
-    assert confirm(need, {"0": measured(24, 22)}, {"0": 21 * GiB}, [stayed]) == (
-        "GPU 0 has 19 GiB free of the 20 GiB that are needed; held by vision (2 GiB)."
-    )
-    assert confirm({"0": 0}, {"0": measured(24, 0)}, {}, []) is None
-
-
 @pytest.mark.parametrize(
     ("size", "said"),
     [
@@ -417,7 +402,6 @@ def test_an_eviction(scenery: Scenery) -> None:
     assert not any(scenery.fits(gone - {name}) for name in verdict.names)
     later = scenery.without(gone)
     assert later.decide() == Fits()
-    assert confirm(later.want.need, later.readings, later.budget, later.residents) is None
 
     # Who is in use is asked only when all the idle ones don't suffice; of the idle ones, none goes in whose place those
     # would do that were used longer ago.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launchers.spec import CPU, Document, EngineSpec, LauncherSpec, SpecError, parse
+from launchers.spec import Document, EngineSpec, LauncherSpec, SpecError, parse
 from proxy import wire
 from proxy.commands.launch import document
 from proxy.settings import Settings, load_settings
@@ -54,7 +54,7 @@ def test_nothing_set_is_a_launcher_without_engines() -> None:
         engines=(),
         launcher=LauncherSpec(
             listen=None, api_key=None, bind="127.0.0.1", orphans="kill", linger=300.0, watch=False, budget=None,
-            auto_install=False, device=None, file=None,
+            auto_install=False, file=None,
         ),
     )  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_everything_arrives() -> None:
     got = told(MUCH, Path("/etc/illm.yaml"))
     assert got.launcher == LauncherSpec(
         listen="http://0.0.0.0:8090", api_key="launcher-key", bind="0.0.0.0", orphans="adopt", linger=60.0, watch=True,
-        budget={"cpu": 2**30, "0": 5}, auto_install=True, device="cpu", file="/etc/illm.yaml",
+        budget={"cpu": 2**30, "0": 5}, auto_install=True, file="/etc/illm.yaml",
     )  # fmt: skip
     coder, mine, boxed = got.engines
     assert (coder.name, coder.public, coder.model, coder.mmproj) == ("coder", "my/coder", "coder.gguf", "p.gguf")
@@ -72,7 +72,7 @@ def test_everything_arrives() -> None:
     assert (coder.api_key, coder.gpus, coder.memory) == ("key", ("1", "GPU-8a"), 6 * 2**30)
     assert (coder.ttl, coder.start, coder.port, coder.gpu_layers) == (5400.0, "eager", 9000, 20)
     assert (mine.command, mine.public, mine.model) == (("./serve", "--port", "{port}", "a b"), "mine", None)
-    assert (mine.health, mine.restarts, mine.devices) == ("/up", 0, (CPU,))
+    assert (mine.health, mine.restarts) == ("/up", 0)
     assert (boxed.image, boxed.volumes, boxed.device) == ("tgi:3", ("/a:/b:ro",), "cuda")
 
 
