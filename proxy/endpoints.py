@@ -1,8 +1,8 @@
 """The HTTP surface: which paths there are, what a request must hold, and the answers that the gateway gives itself.
 
-Raw ASGI: an endpoint is called with `scope`, `receive` and `send`. Errors are raised as `ApiError` and put on the
-wire by `middleware`; a `Call` in the scope carries the request's record. Not here: how an answer is got (`forward`)
-or written (`relay`).
+Raw ASGI, with two more members in the scope: the `ClientRequest`, which is read and answered directly, and a `Call`,
+the request's record. Errors are raised as `ApiError` and put on the wire by `middleware`. Not here: how an answer is
+got (`forward`) or written (`relay`).
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from urllib.parse import parse_qsl, unquote
 from starlette.types import ASGIApp
 
 from proxy.call import Call
+from proxy.client_request import ClientRequest
 from proxy.dialects.base import Endpoint, EngineKind, Request
 from proxy.errors import ApiError, error
 from proxy.forms import audio_form, parse_form
 from proxy.forward import GENERATIONS, Forwarder
 from proxy.headers import find, for_upstream
 from proxy.registry import Registry
-from proxy.relay import Client, Receive, Send, relay
+from proxy.relay import Client, relay
 from proxy.settings import Defaults
 from proxy.settings_types import KIND_SYNONYMS
 from proxy.wire import InvalidJson, Members, Raw, bad_json, dump, load, load_object, members
 
 Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Answer = Callable[[Scope], tuple[int, str, bytes]]
 LaterAnswer = Callable[[Scope], Awaitable[tuple[int, str, bytes]]]
 
@@ -93,23 +96,21 @@ class RelayEndpoint:
         """Other values for what requests leave out, from the next one on."""
         self._defaults = _defaults(self._endpoint, defaults)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
         only(scope, "POST")
         call: Call = scope["illm.call"]
         call.endpoint = self._endpoint
         headers = scope["headers"]
         if any(name == b"via" and self._via in value for name, value in headers):
             raise _in_a_circle()
-        body = await read_body(receive, headers, self._max_body)
-        if body is None:
-            raise ClientLeft
+        client: ClientRequest = scope["illm.client"]
+        body = await read_body(client, headers, self._max_body)
         request, model, framework = self._read(headers, body)
         route = self._registry.resolve(model, framework, self._endpoint)
         call.model = route.name if route.known else ""
         call.stream = request.stream
         await relay(
-            Client(call, send),
-            receive,
+            Client(call, client),
             self._forwarder.open(request, route, for_upstream(headers) + b"via: 1.1 %b\r\n" % self._via, call),
             endpoint=self._endpoint,
             keep_alive=self._keep_alive if request.stream else None,
@@ -157,12 +158,14 @@ class LocalEndpoint:
     def __init__(self, answer: Answer | LaterAnswer) -> None:
         self._answer = answer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
         only(scope, "GET", "HEAD")
         answered = self._answer(scope)
         status, content_type, body = answered if isinstance(answered, tuple) else await answered
         call: Call = scope["illm.call"]
-        await Client(call, send).respond(status, content_type, b"" if scope["method"] == "HEAD" else body, [])
+        await Client(call, scope["illm.client"]).respond(
+            status, content_type, b"" if scope["method"] == "HEAD" else body, []
+        )
 
 
 class Shortcut:
@@ -178,29 +181,24 @@ class Shortcut:
         await app(scope, receive, send)
 
 
-async def read_body(receive: Receive, headers: list[tuple[bytes, bytes]], limit: int) -> bytes | None:
-    """The whole body, None if the client left. Raises 413 above `limit` bytes, before reading them where the client
-    says so beforehand."""
+async def read_body(client: ClientRequest, headers: list[tuple[bytes, bytes]], limit: int) -> bytes:
+    """The whole body. Raises `ClientLeft`, and 413 above `limit` bytes, before reading them where the client says so
+    beforehand."""
     told = find(headers, b"content-length")
     if told is not None and int(told) > limit:
         raise _too_large(limit)
     pieces: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        piece = message.get("body", b"")
-        if not pieces and not message.get("more_body"):
-            if len(piece) > limit:
-                raise _too_large(limit)
-            return bytes(piece)
+        piece = client.take()
         pieces.append(piece)
         size += len(piece)
         if size > limit:
             raise _too_large(limit)
-        if not message.get("more_body"):
-            return b"".join(pieces)
+        if client.read:
+            return piece if len(pieces) == 1 else b"".join(pieces)
+        if not await client.more():
+            raise ClientLeft
 
 
 def only(scope: Scope, *methods: str) -> None:
@@ -278,7 +276,7 @@ def path_tail(scope: Scope, marker: str) -> str:
     return unquote(raw.decode("latin-1").partition(marker)[2])
 
 
-async def unknown_url(scope: Scope, receive: Receive, send: Send) -> None:
+async def unknown_url(scope: Scope, _receive: Receive, _send: Send) -> None:
     """For every path that isn't there; a `Router`'s default."""
     path = scope["path"]
     known = [prefix + relayed for relayed in RELAYED for prefix in ("/v1", "")] + ["/v1/models", "/healthz", "/metrics"]

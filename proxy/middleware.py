@@ -14,13 +14,14 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from proxy.call import CLIENT_LEFT, Call, clock
+from proxy.client_request import ClientRequest
 from proxy.dialects.base import Endpoint
-from proxy.endpoints import ClientLeft
+from proxy.endpoints import ClientLeft, Receive, Send
 from proxy.errors import ApiError, error
 from proxy.events import error_events
 from proxy.headers import RawHeaders, find, request_id
 from proxy.metrics import Metrics
-from proxy.relay import Client, Message, Receive, Send, shutting_down
+from proxy.relay import Client, shutting_down
 
 log = logging.getLogger("illm")
 
@@ -119,23 +120,24 @@ class Edge:
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, call: Call) -> None:
         headers = scope["headers"]
+        client = scope["illm.client"]
         try:
             if scope["method"] == "OPTIONS":
-                await _no_content(send, call, self._cors.preflight(headers))
+                _no_content(client, call, self._cors.preflight(headers))
                 return
             if call.path not in OPEN_PATHS:
                 self._keys.check(headers)
             await self._app(scope, receive, send)
         except ApiError as exc:
-            await Client(call, send).fail(exc)
+            await Client(call, client).fail(exc)
         except ClientLeft:
             call.status = CLIENT_LEFT
         except asyncio.CancelledError:  # by the server, which closes: its client is still sending, or doesn't read
             if not call.started:
-                await Client(call, send).fail(shutting_down())
+                await Client(call, client).fail(shutting_down())
         except Exception as exc:
             log.exception("request %s: a bug in the gateway", call.id.decode())
-            await _tell(Client(call, send), _bug(exc, call))
+            await _tell(Client(call, client), _bug(exc, call))
 
     def _call(self, scope: Scope, now: float) -> Call:
         headers = scope["headers"]
@@ -185,11 +187,10 @@ async def _tell(client: Client, exc: ApiError) -> None:
         call.failed(exc)
 
 
-async def _no_content(send: Send, call: Call, headers: RawHeaders) -> None:
+def _no_content(client: ClientRequest, call: Call, headers: RawHeaders) -> None:
     call.status = 204
-    start: Message = {"type": "http.response.start", "status": 204, "headers": [(b"x-request-id", call.id), *headers]}
-    await send(start)
-    await send({"type": "http.response.body", "body": b""})
+    client.begin(204, [(b"x-request-id", call.id), *headers])
+    client.end()
 
 
 def _bug(exc: Exception, call: Call) -> ApiError:

@@ -9,11 +9,12 @@ that has begun ends with its end marker or with an error inside it, never with s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from proxy.answer import Opened, Source, Whole, together
 from proxy.call import CLIENT_LEFT, Call, clock
+from proxy.client_request import ClientRequest
 from proxy.connection import TransportError
 from proxy.dialects.base import Endpoint
 from proxy.errors import ApiError, error
@@ -21,10 +22,6 @@ from proxy.events import CONTENT_TYPE, DONE, KEEP_ALIVE, comment, error_events
 from proxy.exchange import Exchange
 from proxy.headers import RawHeaders
 from proxy.wire import dump_error
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 LINGER: Final = 1.0  # seconds that an engine has for ending its answer after the end marker, to keep its connection
 STREAM_HEADERS: Final[RawHeaders] = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -34,26 +31,26 @@ STREAM_OWN: Final = frozenset(name for name, _ in STREAM_HEADERS)
 class Client:
     """Writes one response. `head`, `write` and `finish` are for streams, `respond` for everything else."""
 
-    def __init__(self, call: Call, send: Send) -> None:
+    def __init__(self, call: Call, request: ClientRequest) -> None:
         self.call = call
+        self.request = request
         self.exchanges: tuple[Exchange, ...] = ()  # paused while the client is slow
-        self._send = send
         self._loop = asyncio.get_running_loop()
-        self._blocked: asyncio.Task[None] | None = None
-        self._backlog: list[Message] = []
         self._ending = False
         self.wrote = self._loop.time()
 
     async def respond(self, status: int, content_type: str, body: bytes, headers: RawHeaders) -> None:
         """A whole response; waits while the client is slow."""
-        call = self.call
+        call, request = self.call, self.request
         call.status = status
         call.started = self._ending = True
         call.first_byte = clock() if status < 400 else None
         call.bytes_out = len(body)
+        if request.slow:
+            await request.drained()
         head = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
-        await self._send({"type": "http.response.start", "status": status, "headers": head + headers + call.headers})
-        await self._send({"type": "http.response.body", "body": body})
+        request.begin(status, head + headers + call.headers)
+        request.end(body)
 
     async def fail(self, exc: ApiError) -> None:
         """A plain error response."""
@@ -66,15 +63,19 @@ class Client:
         self.call.status = 200
         self.call.started = True
         passing = [pair for pair in headers if pair[0] not in STREAM_OWN]
-        head = [(b"content-type", content_type.encode()), *STREAM_HEADERS, *passing, *self.call.headers]
-        self._push({"type": "http.response.start", "status": 200, "headers": head})
+        self.request.begin(
+            200, [(b"content-type", content_type.encode()), *STREAM_HEADERS, *passing, *self.call.headers]
+        )
 
     def write(self, data: bytes) -> None:
-        """Part of a stream. Never waits: while the client is slow the exchange is paused, so at most what was read
-        already is held here."""
+        """Part of a stream. Never waits: while the client is slow the exchanges are paused, so at most what was read
+        already is held for it."""
         self.wrote = self._loop.time()
         self.call.bytes_out += len(data)
-        self._push({"type": "http.response.body", "body": data, "more_body": True})
+        request = self.request
+        request.write(data)
+        if request.slow:
+            self._hold()
 
     def answer(self, data: bytes) -> None:
         """`write` of what an engine said."""
@@ -83,113 +84,35 @@ class Client:
         self.write(data)
 
     async def finish(self) -> None:
-        """End a stream, after all that was written."""
+        """End a stream, once the client has read nearly all that was written."""
         self._ending = True
-        if self._blocked is not None:
-            await self._blocked
-        await self._send({"type": "http.response.body", "body": b""})
+        if self.request.slow:
+            await self.request.drained()
+        self.request.end()
 
     @property
     def open(self) -> bool:
         """May something be written that isn't the answer? Not behind its end, nor to a client that doesn't read."""
-        return self._blocked is None and not self._ending
+        return not self._ending and not self.request.slow
 
     def close(self) -> None:
         """Nothing more will be written."""
-        if self._blocked is not None:
-            self._blocked.cancel()
-
-    def _push(self, message: Message) -> None:
-        """Run the server's `send` here and now; it waits for nothing but a client that reads too slowly."""
-        if self._blocked is not None:
-            self._backlog.append(message)
-            self._hold()
-            return
-        sending = self._send(message)
-        assert isinstance(sending, Coroutine)
-        try:
-            waits_for = sending.send(None)
-        except StopIteration:
-            return
-        self._hold()
-        self._blocked = self._loop.create_task(self._unblock(Suspended(sending, waits_for)))
+        self.exchanges = ()
+        self.request.resumed = None
 
     def _hold(self) -> None:
+        self.request.resumed = self._release
         for exchange in self.exchanges:
             exchange.pause()
 
-    async def _unblock(self, sending: Suspended) -> None:
-        await sending
-        while self._backlog:
-            await self._send(self._backlog.pop(0))
-        self._blocked = None
+    def _release(self) -> None:
+        self.request.resumed = None
         for exchange in self.exchanges:
             exchange.resume()
 
 
-class Suspended:
-    """A coroutine that was started by hand and had to wait: await it to see it through in a task."""
-
-    __slots__ = ("_coroutine", "_waits_for")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
-        self._coroutine = coroutine
-        self._waits_for = waits_for
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        try:
-            yield self._waits_for
-            yield from self._coroutine.__await__()
-        finally:
-            self._coroutine.close()
-
-
-class Disconnect:
-    """Calls back once, when the client is gone. Waits on `receive` without a task of its own for each request: the
-    coroutine is stepped by the future that it waits for."""
-
-    def __init__(self, receive: Receive, callback: Callable[[], object]) -> None:
-        self.fired = False
-        self._closed = False
-        self._callback = callback
-        self._receive = receive
-        self._waits_for: asyncio.Future[Any] | None = None
-        self._listen()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._closed = True  # a step may be on its way already
-        if self._waits_for is not None:
-            self._waits_for.remove_done_callback(self._step)
-            self._waits_for = None
-        self._coroutine.close()
-
-    def _listen(self) -> None:
-        coroutine = self._receive()
-        assert isinstance(coroutine, Coroutine)
-        self._coroutine: Coroutine[Any, Any, Message] = coroutine
-        self._step(None)
-
-    def _step(self, _: object) -> None:
-        if self._closed:
-            return
-        self._waits_for = None
-        try:
-            self._waits_for = self._coroutine.send(None)
-        except StopIteration as stop:
-            if stop.value["type"] == "http.disconnect":
-                self.fired = True
-                self._callback()
-            else:  # a stray empty body message
-                self._listen()
-            return
-        assert self._waits_for is not None
-        self._waits_for.add_done_callback(self._step)
-
-
 async def relay(
     client: Client,
-    receive: Receive,
     answer: Coroutine[Any, Any, Opened],
     *,
     endpoint: Endpoint,
@@ -201,7 +124,8 @@ async def relay(
     It always returns normally; how it went stands in `client.call`."""
     task = asyncio.current_task()
     assert task is not None
-    disconnect = Disconnect(receive, task.cancel)
+    request = client.request
+    request.watch(task.cancel)
     pulse = Pulse(client, keep_alive) if keep_alive else None
     opened: Opened | None = None
     try:
@@ -213,7 +137,7 @@ async def relay(
     except Unsayable:
         return  # the server closes the connection of an answer that wasn't finished
     except asyncio.CancelledError:
-        if disconnect.fired:
+        if request.gone:
             task.uncancel()
             if not (client.open and opened is not None and _told_all(opened)):
                 client.call.status = CLIENT_LEFT
@@ -222,7 +146,7 @@ async def relay(
             await _fail(client, endpoint, shutting_down())
     finally:
         answer.close()
-        disconnect.close()
+        request.watch(None)
         if pulse is not None:
             pulse.close()
         client.close()

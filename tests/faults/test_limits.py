@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
 
 from proxy.call import Call, clock
+from proxy.client_request import ClientRequest
 from proxy.exchange import HOLD, Exchange
 from proxy.relay import Client as Sender
 from proxy.relay import Pulse
@@ -74,20 +74,48 @@ async def test_a_client_that_does_not_read_stops_the_engine(case: tuple[str, dic
 
 
 class Slow:
-    """A server's `send` that waits, from the second piece on, until the client has `read`."""
+    """A connection whose client reads nothing, from the first write on, until it has `caught_up`."""
 
     def __init__(self) -> None:
-        self.read = asyncio.Event()
-        self.sent: list[MutableMapping[str, Any]] = []
+        self.slow = False
+        self.sent: list[bytes] = []
+        self._read = asyncio.Event()
+        scope = {"method": "POST", "http_version": "1.1"}
+        self.request = ClientRequest(self, scope, keep_alive=True, expects=False)
 
-    async def __call__(self, message: MutableMapping[str, Any]) -> None:
-        if len(self.sent) >= 2:
-            await self.read.wait()
-        self.sent.append(message)
+    def caught_up(self) -> None:
+        self.slow = False
+        self._read.set()
+        if self.request.resumed is not None:
+            self.request.resumed()
+
+    def put(self, data: bytes) -> None:
+        self.slow = not self._read.is_set()
+        self.sent.append(data)
+
+    async def drained(self) -> None:
+        await self._read.wait()
+
+    def want_body(self) -> None: ...
+
+    def head_lines(self) -> list[tuple[bytes, bytes]]:
+        return []
+
+    def answered(self, request: ClientRequest) -> None: ...
+
+    @property
+    def body(self) -> bytes:
+        """What was sent, without its head and the sizes of its chunks."""
+        chunks = b"".join(self.sent).partition(b"\r\n\r\n")[2]
+        found = b""
+        while chunks:
+            size, _, chunks = chunks.partition(b"\r\n")
+            found, chunks = found + chunks[: int(size, 16)], chunks[int(size, 16) + 2 :]
+        return found
 
 
 def sender(slow: Slow) -> Sender:
-    return Sender(Call(b"id", "POST", "/", "", clock()), slow)
+    return Sender(Call(b"id", "POST", "/", "", clock()), slow.request)
 
 
 class Tap:
@@ -123,13 +151,13 @@ async def test_what_was_held_already_counts_too() -> None:
     assert not tap.open
     exchange.on_data(b"y")
     assert not tap.open
-    slow.read.set()
+    slow.caught_up()
     await until(lambda: tap.open)
     exchange.on_end()
     await pumping
     await one.finish()
 
-    assert b"".join(message.get("body", b"") for message in slow.sent) == b"1" + b"x" * (HOLD + 1) + b"y"
+    assert slow.body == b"1" + b"x" * (HOLD + 1) + b"y"
 
 
 async def test_comments_do_not_pile_up_before_a_slow_client() -> None:
@@ -142,14 +170,14 @@ async def test_comments_do_not_pile_up_before_a_slow_client() -> None:
     ticks = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_later(0.05, ticks.set_result, None)
     await ticks
-    held = len(one._backlog)
+    held = len(slow.sent)
     finishing = asyncio.create_task(one.finish())
-    slow.read.set()
+    slow.caught_up()
     await finishing
     pulse.close()
 
     assert held <= 4
-    assert slow.sent[-1] == {"type": "http.response.body", "body": b""}
+    assert slow.sent[-1] == b"0\r\n\r\n"
 
 
 async def test_no_comment_after_the_end() -> None:
@@ -163,14 +191,14 @@ async def test_no_comment_after_the_end() -> None:
     ticks = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_later(0.05, ticks.set_result, None)
     await ticks
-    slow.read.set()
+    slow.caught_up()
     await finishing
     for _ in range(5):
         await asyncio.sleep(0)
     pulse.close()
 
-    assert slow.sent[-1] == {"type": "http.response.body", "body": b""}
-    assert sum(not message.get("more_body", True) for message in slow.sent[1:]) <= 1
+    assert slow.body == b"data: x\n\n"
+    assert slow.sent[-1] == b"0\r\n\r\n"
 
 
 # -- bodies -------------------------------------------------------------------------------------------------------

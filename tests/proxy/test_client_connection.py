@@ -139,8 +139,8 @@ async def test_a_client_that_leaves_behind_a_request_sent_ahead_is_noticed() -> 
 
 async def test_head_and_body_leave_in_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[bytes] = []
-    plain = ClientConnection.write
-    monkeypatch.setattr(ClientConnection, "write", lambda self, data: (writes.append(data), plain(self, data))[1])
+    plain = ClientConnection.put
+    monkeypatch.setattr(ClientConnection, "put", lambda self, data: (writes.append(data), plain(self, data))[1])
     async with serving(echo) as connect:
         reader, writer = await connect()
         writer.write(POST % 2 + b"hi")

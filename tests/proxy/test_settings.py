@@ -9,13 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 import yaml
 from pydantic import ValidationError
 
+from proxy.dialects.base import EngineKind
 from proxy.settings import (
     BackendSettings,
     EngineSettings,
@@ -460,7 +461,16 @@ def test_sizes_that_are_none(text: str | int) -> None:
 # --- the files that people copy ------------------------------------------------------------------------------------
 
 EXAMPLES = sorted((CONFIGS / "examples").glob("*.yaml"))
-OTHERS = {"replicas", "engines-swap", "engines-vllm", "engines-docker", "gpu-host-remote"}
+OTHERS = {"aliases", "engines-docker", "engines-swap", "engines-vllm", "gpu-host", "gpu-host-remote", "mixed"} | {
+    "open-to-the-network",
+    "replicas",
+}
+NEEDS = {  # what an example says it has from the environment
+    "gpu-host": {"ILLM_LAUNCHER__API_KEY": "k"},
+    "gpu-host-remote": {"ILLM_LAUNCHERS__GPU_HOST__API_KEY": "k"},
+    "openai": {"ILLM_BACKENDS__HOSTED__API_KEY": "k"},
+    "open-to-the-network": {"ILLM_API_KEYS": "first,second"},
+}
 
 
 def uncommented() -> str:
@@ -481,7 +491,9 @@ def test_every_comment_in_it_is_a_valid_setting_and_none_is_missing(write: Write
         section = getattr(settings, name)
         assert section.model_fields_set == set(type(section).model_fields)
     used = set().union(*(backend.model_fields_set for backend in settings.backends.values()))
-    assert used == set(BackendSettings.model_fields) - {"models"}
+    assert used == set(BackendSettings.model_fields)
+    named = set().union(*(model.model_fields_set for model in settings.models.values()))
+    assert named == set(ModelSettings.model_fields)
     engines = set().union(*(engine.model_fields_set for engine in settings.engines.values()))
     assert engines == set(EngineSettings.model_fields)
     remote = set().union(*(launcher.model_fields_set for launcher in settings.launchers.values()))
@@ -499,15 +511,37 @@ def test_every_comment_in_it_is_a_valid_setting_and_none_is_missing(write: Write
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_loads(example: Path) -> None:
-    settings = load_settings(example, {})
+    settings = load_settings(example, NEEDS.get(example.stem, {}))
     assert settings.backends or settings.engines or settings.launchers
     kinds = {backend.kind for backend in settings.backends.values()}
     assert example.stem in OTHERS or kinds == {example.stem}
 
 
 def test_there_is_an_example_for_each_engine() -> None:
-    kinds = {"vllm", "llamacpp", "sglang", "transformers", "infinity", "tei", "ollama", "tgi"}
-    assert {path.stem for path in EXAMPLES} == kinds | OTHERS
+    assert {path.stem for path in EXAMPLES} == set(get_args(EngineKind)) | OTHERS
+
+
+def test_examples_hold_no_keys() -> None:
+    """People copy them, and don't change what is in there."""
+    for example in EXAMPLES:
+        keys = re.findall(r"api_keys?: *[^\s#\[{]", example.read_text(encoding="utf-8"))
+        assert keys == [], example.name
+
+
+def test_the_launcher_of_the_gpu_host_does_not_start_without_a_key() -> None:
+    with pytest.raises(SettingsError, match=r"ILLM_LAUNCHER__API_KEY"):
+        load_settings(CONFIGS / "examples" / "gpu-host.yaml", {})
+
+
+def test_the_variables_that_examples_name_are_right() -> None:
+    for name, environ in NEEDS.items():
+        text = (CONFIGS / "examples" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert [variable for variable in environ if variable not in text] == []
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_files_beside_them_load(path: Path) -> None:
+    load_settings(path, {})
 
 
 @pytest.mark.parametrize("path", [CONFIGS / "illm.yaml", *EXAMPLES], ids=lambda path: path.stem)

@@ -1,0 +1,231 @@
+"""One client request and its answer, as HTTP/1.1 carries them: the body as it comes, the head and body of the answer.
+
+It has two faces. What the gateway uses on its hot path writes at once and waits for nothing (`begin`, `write`, `end`,
+`watch`; docs/data-path.md has what that saves); `receive` and `send` are ASGI's, for everything that is written for
+any server. The scope holds it as `illm.client`.
+
+Not here: sockets and the order of requests (`client_connection`), and what a request means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any, Final, Protocol
+
+from proxy.headers import RawHeaders
+
+Message = MutableMapping[str, Any]
+
+STATUS_LINES: Final = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
+_BODILESS: Final = frozenset((204, 304))
+
+
+class Carrier(Protocol):
+    """The connection, as its requests see it."""
+
+    slow: bool  # the client reads too slowly
+
+    def put(self, data: bytes) -> None:
+        """Write these bytes; never waits."""
+
+    async def drained(self) -> None:
+        """Until the client has read enough."""
+
+    def want_body(self) -> None:
+        """What was held of a body is taken: read on."""
+
+    def head_lines(self) -> RawHeaders:
+        """Headers that the server puts on every answer: the date."""
+
+    def answered(self, request: ClientRequest) -> None:
+        """That answer is complete."""
+
+
+class ClientRequest:
+    """What is written for a client that left goes nowhere. `gone`, `read` and the like are for reading only."""
+
+    __slots__ = (
+        "_body", "_carrier", "_chunked", "_continue", "_head", "_length", "_size", "_told", "_waiter", "_watch",
+        "complete", "gone", "keep_alive", "read", "resumed", "scope", "started",
+    )  # fmt: skip
+
+    def __init__(self, carrier: Carrier, scope: dict[str, Any], keep_alive: bool, expects: bool) -> None:
+        """`expects`: it sends its body only when told to go on."""
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.read = False  # all of its body has come
+        self.started = False
+        self.complete = False
+        self.gone = False  # the client left
+        self.resumed: Callable[[], object] | None = None  # called when a client that was slow has caught up
+        self._carrier = carrier
+        self._body: list[bytes] = []
+        self._size = 0
+        self._told = False  # the application has all of it
+        self._continue = expects
+        self._watch: Callable[[], object] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._head: bytes | None = None  # not written yet
+        self._chunked = False
+        self._length = 0  # bytes of body still to be written
+
+    # -- from the connection ---------------------------------------------------------------------------------
+
+    def on_body(self, body: bytes) -> int:
+        """A piece of its body; how much is held, or was thrown away behind the answer."""
+        self._size += len(body)
+        if not self.complete:
+            self._body.append(body)
+            self._wake()
+        return self._size
+
+    def on_end(self) -> None:
+        """Its body is complete."""
+        self.read = True
+        self._wake()
+
+    def on_left(self) -> None:
+        """The client left."""
+        self.gone = True
+        self._wake()
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch()
+
+    # -- its body --------------------------------------------------------------------------------------------
+
+    def take(self) -> bytes:
+        """What of the body has come since the last time. With `read` that was all."""
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self._size, self._told = 0, self.read
+        return body
+
+    async def more(self) -> bool:
+        """Until more of the body came, or its end. False: the client left."""
+        if self._continue and not self.started:
+            self._continue = False
+            self._carrier.put(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._carrier.want_body()
+        while not (self._body or self.read or self.gone or self.complete):
+            await self._wait()
+        return not self.gone
+
+    # -- its answer ------------------------------------------------------------------------------------------
+
+    @property
+    def slow(self) -> bool:
+        """The client reads too slowly: what is written now is held in memory. Wait for `resumed` or `drained`."""
+        return self._carrier.slow
+
+    async def drained(self) -> None:
+        """Until it is no longer slow, or gone."""
+        await self._carrier.drained()
+
+    def watch(self, callback: Callable[[], object] | None) -> None:
+        """Call that once when the client leaves, at once if it has; None: no longer."""
+        if self.gone and callback is not None:
+            callback()
+        else:
+            self._watch = callback
+
+    def begin(self, status: int, headers: RawHeaders) -> None:
+        """The head, which leaves with the first of the body. Raises `ValueError` for a header with a line break."""
+        self._chunked = False
+        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        length: bytes | None = None
+        for pair in (*self._carrier.head_lines(), *headers):
+            lines.append(b"%b: %b\r\n" % pair)
+            if pair[0] == b"content-length":
+                length = pair[1]
+        if self.scope["method"] == "HEAD" or status in _BODILESS:
+            self._length = 0
+        elif length is not None:
+            self._length = int(length)
+        elif self.scope["http_version"] == "1.0":  # knows no chunks: the end of the connection is the end of the body
+            self.keep_alive = False
+            self._length = -1
+        else:
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+            raise ValueError("a header of the answer holds a line break")
+        self._head = head + b"\r\n"
+        self.started = True
+
+    def write(self, body: bytes) -> None:
+        """Part of the body. Never waits. Raises `ValueError` for more than the head said."""
+        if not self.gone:
+            self._put(body, last=False)
+
+    def end(self, body: bytes = b"") -> None:
+        """The last of the body. Raises `ValueError` for less or more than the head said."""
+        if self.gone:
+            return
+        self._put(body, last=True)
+        self.complete = True
+        self._wake()
+        self._carrier.answered(self)
+
+    # -- ASGI ------------------------------------------------------------------------------------------------
+
+    async def receive(self) -> Message:
+        """The body, as far as it has come; then, when the client left or has its answer, the disconnect."""
+        while not self.gone and not self.complete:
+            if self._body or (self.read and not self._told):
+                body = self.take()
+                return {"type": "http.request", "body": body, "more_body": not self.read}
+            if self.read:
+                await self._wait()
+            else:
+                await self.more()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Waits while the client reads too slowly."""
+        if self.slow and not self.gone:
+            await self.drained()
+        if message["type"] == "http.response.start":
+            if not self.gone:
+                self.begin(message["status"], message["headers"])
+        elif message.get("more_body", False):
+            self.write(message.get("body", b""))
+        else:
+            self.end(message.get("body", b""))
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _put(self, body: bytes, *, last: bool) -> None:
+        head, self._head = self._head, None
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            if last:
+                data += b"0\r\n\r\n"
+        elif self.scope["method"] == "HEAD":
+            data = b""
+        else:
+            data = body
+            if self._length >= 0:
+                self._length -= len(body)
+                if self._length < 0 or (self._length and last):
+                    raise ValueError("an answer's body is not as long as its head says")
+        if head is not None:
+            data = head + data
+        if data:
+            self._carrier.put(data)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
