@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from proxy.cli import _parser
 from proxy.dialects.base import Endpoint, EngineKind
@@ -20,7 +21,7 @@ from proxy.dialects.openai.paths import PATHS
 from proxy.discovery import LOCAL_PORTS
 from proxy.endpoints import RELAYED
 from proxy.errors import KINDS
-from proxy.settings import NAMES, Settings, load_settings
+from proxy.settings import NAMES, Settings, SettingsError, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -29,8 +30,8 @@ ARCHITECTURE, CONFIGURATION = ROOT / "docs" / "architecture.md", ROOT / "docs" /
 
 # What the commands of the examples are called that are no programs of this project.
 FOREIGN = frozenset(
-    ("curl", "export", "git", "infinity_emb", "llama-server", "ollama", "pip", "python", "text-embeddings-router")
-) | frozenset(("text-generation-launcher", "transformers", "vllm"))
+    ("cp", "curl", "docker", "export", "git", "infinity_emb", "llama-server", "ollama", "open-webui", "pip", "python")
+) | frozenset(("text-embeddings-router", "text-generation-launcher", "transformers", "vllm", "vllm-router"))
 FOLDERS = ("proxy", "launchers", "configs", "tests", "benchmarks", "scripts", "docs", ".ci")
 
 
@@ -124,6 +125,14 @@ def _has(schema: dict[str, Any], section: str, rest: str) -> bool:
     return rest.split("__")[-1] in definition["properties"] and rest.count("__") == free
 
 
+def test_every_document_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", index.read_text(encoding="utf-8"))}
+    assert [
+        path.name for path in sorted((ROOT / "docs").glob("*.md")) if path != index and path.name not in linked
+    ] == []
+
+
 # --- examples ------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +141,16 @@ def test_yaml_is_good_settings(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "illm.yaml"
     path.write_text(block.text, encoding="utf-8")
     assert load_settings(path, {}).explicit
+
+
+@pytest.mark.parametrize("block", of("yml"))
+def test_yaml_of_other_programs_is_none_of_ours(block: Block, tmp_path: Path) -> None:
+    """It would be checked as settings if it were called `yaml`."""
+    assert isinstance(yaml.safe_load(block.text), dict)
+    path = tmp_path / "illm.yaml"
+    path.write_text(block.text, encoding="utf-8")
+    with pytest.raises(SettingsError):
+        load_settings(path, {})
 
 
 @pytest.mark.parametrize("block", of("json"))
@@ -166,7 +185,7 @@ def test_the_bodies_that_curl_sends_are_json(block: Block) -> None:
 
 
 def test_every_example_says_what_it_is() -> None:
-    known = {"sh", "yaml", "json", "python", "text"}
+    known = {"sh", "yaml", "yml", "json", "python", "ini", "nginx", "dockerfile", "text"}
     assert [f"{b.document.name}:{b.line}" for b in blocks() if b.language not in known] == []
 
 
