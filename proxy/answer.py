@@ -1,6 +1,7 @@
 """What `forward` opens and `relay` sees through: an answer, whole or begun, and what it holds until it is closed.
 
-Types, and the little that both sides do with them. No routing, no dialects, nothing of the client's side.
+Types, and the little that both sides do with them; unfrozen, as in `dialects.base`. No routing, no dialects, nothing of
+the client's side.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from proxy.pool import Backend
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Whole:
     """An answer that is complete."""
 
@@ -31,7 +32,7 @@ class Whole:
     usage: Usage | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Source:
     """One engine stream: its beginning is in `decoded` (or will be, by `opening`), the rest is still in `exchange`.
     The sources of a fan-out share `decoded`, so that what their decoders gave is written in the order in which they
@@ -44,7 +45,7 @@ class Source:
     opening: asyncio.Task[Source] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Streaming:
     """An answer that has begun, from one engine stream or, for a fan-out, several."""
 

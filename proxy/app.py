@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,10 +17,11 @@ from proxy import __version__
 from proxy.access_log import AccessLog
 from proxy.control import Control
 from proxy.dialects.table import DIALECTS
-from proxy.endpoints import RELAYED, Answer, LaterAnswer, LocalEndpoint, RelayEndpoint, Shortcut, unknown_url
+from proxy.endpoints import RELAYED, Answer, LaterAnswer, LocalEndpoint, RelayEndpoint, unknown_url
+from proxy.errors import ApiError
 from proxy.forward import Forwarder
 from proxy.images import ImageFetcher
-from proxy.launched import Launched, Revive
+from proxy.launched import Launch, Launched, Revive
 from proxy.launcher_client import Address
 from proxy.metrics import CONTENT_TYPE, Metrics
 from proxy.middleware import Cors, Edge, Keys
@@ -44,6 +45,7 @@ class Gateway:
     launched: Sequence[Launched]
     metrics: Metrics
     transport: Transport
+    follow: Callable[[Address], object]  # serve one more launcher's engines
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +67,19 @@ def create_app(
     sink: Callable[[dict[str, Any]], None] | None = None,
     launchers: Sequence[Address] = (),
     revive: Revive | None = None,
+    launch: Launch | None = None,
     team: Team | None = None,
 ) -> Gateway:
     """Build a gateway; nothing runs before the server starts its lifespan. `own_port` is not looked at for engines.
     `sink` takes access lines instead of standard output. `launchers`: whose engines it serves.
-    `revive`: starts this machine's launcher again if it dies. `team`: of a worker, which is told what others find."""
+    `revive`: starts this machine's launcher again if it dies; `launch`: for the first time, at a reload. `team`: of a
+    worker, which is told what others find."""
     control = Control(
         settings,
         own_port=own_port,
         launchers=launchers,
         revive=revive,
+        launch=launch,
         sharing=team.sharing if team is not None else None,
         looks=team is None,
     )
@@ -87,7 +92,8 @@ def create_app(
     metrics = Metrics(version=__version__, started=started)
     images = ImageFetcher(control.client, settings.images)
     forwarder = Forwarder(registry, transport, DIALECTS, metrics, images, max_reply=upstream.max_reply)
-    status = Status(registry, metrics, transport, started=int(started))
+    keys = Keys(key.get_secret_value() for key in settings.server.api_keys)
+    status = Status(registry, metrics, transport, started=int(started), trusts=_trusts(keys))
     log = AccessLog(turn=team.log_turn if team is not None else None)
 
     @asynccontextmanager
@@ -113,17 +119,30 @@ def create_app(
         own["/metrics"] = _totals(team.totals)
     paths += [Path(path, LocalEndpoint(answer)) for path, answer in own.items()]
     router = Router(paths, redirect_slashes=False, default=unknown_url, lifespan=lifespan)
-    keys = (key.get_secret_value() for key in settings.server.api_keys)
     access = None if not settings.server.access_log else sink or log.write
-    known = Shortcut({path.path: path.app for path in paths if "{" not in path.path}, router)
-    edge = Edge(known, cors=Cors(settings.server.cors_origins), keys=Keys(keys), metrics=metrics, sink=access)
-    reload = Reload(registry, control.health, launched, relayed.values())
-    return Gateway(edge, registry, reload, launched, metrics, transport)
+    fixed = {path.path: path.app for path in paths if "{" not in path.path}
+    cors = Cors(settings.server.cors_origins)
+    edge = Edge(fixed, router, cors=cors, keys=keys, metrics=metrics, sink=access)
+    reload = Reload(registry, control.health, launched, relayed.values(), control.begin_launcher)
+    return Gateway(edge, registry, reload, launched, metrics, transport, control.follow)
 
 
 def new_via() -> str:
     """What a gateway calls itself in the `via` header of what it sends on, so that it knows its own requests again."""
     return f"illm-{secrets.token_hex(8)}"
+
+
+def _trusts(keys: Keys) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a request may see what needs a key."""
+
+    def trusts(scope: Mapping[str, Any]) -> bool:
+        try:
+            keys.check(scope["illm.client"].names)
+        except ApiError:
+            return False
+        return True
+
+    return trusts
 
 
 def _totals(totals: Callable[[], Awaitable[bytes]]) -> LaterAnswer:

@@ -54,7 +54,7 @@ class ClientConnection(asyncio.Protocol):
         self._app = cast(App, config.loaded_app)
         self._idle_limit = float(config.timeout_keep_alive)
         self._state = server_state
-        self._loop = _loop or asyncio.get_running_loop()
+        self.loop = _loop or asyncio.get_running_loop()
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made sets it
         self._ends: dict[str, Any] = {}  # the scope's members that are the connection's
@@ -62,10 +62,11 @@ class ClientConnection(asyncio.Protocol):
         self._incoming: ClientRequest | None = None  # being read: that one, or the last of those that wait
         self._waiting: deque[ClientRequest] = deque()  # behind it
         self._url = b""
+        self._last_url = b""
+        self._where: dict[str, Any] = {}  # the scope's members that follow from it: mostly the same again
         self._headers: list[tuple[bytes, bytes]] = []
         self._head = 0  # bytes read of a head that isn't complete
         self._reading_head = False
-        self._expects = False  # its body comes only when told to go on
         self._ahead: deque[bytes] = deque()  # not parsed yet
         self._ahead_size = 0
         self._deaf = False  # whatever still comes is thrown away
@@ -74,8 +75,8 @@ class ClientConnection(asyncio.Protocol):
         self.slow = False  # the client reads too slowly
         self._writable = asyncio.Event()  # it doesn't
         self._writable.set()
-        self._since = self._loop.time()  # of the last change between busy, idle and stalled
-        self._timer = self._loop.call_later(self._idle_limit, self._look)
+        self._since = self.loop.time()  # of the last change between busy, idle and stalled
+        self._timer = self.loop.call_later(self._idle_limit, self._look)
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.slow = True
         self._writable.clear()
-        self._since = self._loop.time()
+        self._since = self.loop.time()
 
     def resume_writing(self) -> None:
         self.slow = False
@@ -141,7 +142,6 @@ class ClientConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = b""
         self._headers = []
-        self._expects = False
         self._reading_head = True
 
     def on_url(self, url: bytes) -> None:
@@ -150,28 +150,22 @@ class ClientConnection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self._headers) == MAX_HEADERS:
             raise TooManyHeaders
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self._expects = True
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._reading_head = False
         parser = self._parser
         version: str = parser.get_http_version()
-        parsed = httptools.parse_url(self._url)
-        raw = parsed.path or b"/"
-        path = raw.decode("ascii")
+        if self._url != self._last_url:
+            self._where, self._last_url = _where(self._url), self._url
         scope = {
             **self._ends,
+            **self._where,
             "http_version": version,
             "method": parser.get_method().decode("ascii"),
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": raw,
-            "query_string": parsed.query or b"",
             "headers": self._headers,
         }
-        request = ClientRequest(self, scope, version != "1.0" and parser.should_keep_alive(), self._expects)
+        request = ClientRequest(self, scope, version != "1.0" and parser.should_keep_alive())
         scope["illm.client"] = request
         self._incoming = request
         if self._request is None:
@@ -194,7 +188,7 @@ class ClientConnection(asyncio.Protocol):
         assert request is not None
         request.on_end()
         if request.complete:  # the answer was faster
-            self._loop.call_soon(self._next)
+            self.loop.call_soon(self._next)
 
     # -- for a request ---------------------------------------------------------------------------------------
 
@@ -217,7 +211,7 @@ class ClientConnection(asyncio.Protocol):
         self._state.total_requests += 1
         if self._transport.is_closing():
             return
-        self._since = self._loop.time()
+        self._since = self.loop.time()
         if not request.keep_alive:
             self._close_gently()
         elif request.read:
@@ -242,7 +236,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _start(self, request: ClientRequest) -> None:
         self._request = request
-        task = self._loop.create_task(self._run(request))
+        task = self.loop.create_task(self._run(request))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
 
@@ -295,7 +289,7 @@ class ClientConnection(asyncio.Protocol):
         self._resume()
         if self._transport.can_write_eof() and (self._request is None or not self._request.read):
             self._transport.write_eof()
-            self._loop.call_later(LINGER, self._transport.close)
+            self.loop.call_later(LINGER, self._transport.close)
         else:
             self._transport.close()
 
@@ -313,10 +307,22 @@ class ClientConnection(asyncio.Protocol):
         """Now and then: is it idle, or its client stalled, for too long?"""
         busy = self._request is not None and not self._request.complete
         limit = STALLED if self.slow else self._idle_limit
-        left = limit - (self._loop.time() - self._since)
+        left = limit - (self.loop.time() - self._since)
         if busy and not self.slow:
             left = limit
         elif left <= 0:
             self._transport.abort()
             return
-        self._timer = self._loop.call_later(left, self._look)
+        self._timer = self.loop.call_later(left, self._look)
+
+
+def _where(url: bytes) -> dict[str, Any]:
+    """A scope's members that say what is asked for."""
+    parsed: Any = httptools.parse_url(url)
+    raw = parsed.path or b"/"
+    path = raw.decode("ascii")
+    return {
+        "path": unquote(path) if "%" in path else path,
+        "raw_path": raw,
+        "query_string": parsed.query or b"",
+    }

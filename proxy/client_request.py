@@ -14,7 +14,7 @@ from collections.abc import Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
-from proxy.headers import RawHeaders
+from proxy.headers import RawHeaders, named
 
 Message = MutableMapping[str, Any]
 
@@ -25,6 +25,7 @@ _BODILESS: Final = frozenset((204, 304))
 class Carrier(Protocol):
     """The connection, as its requests see it."""
 
+    loop: asyncio.AbstractEventLoop
     slow: bool  # the client reads too slowly
 
     def put(self, data: bytes) -> None:
@@ -48,12 +49,14 @@ class ClientRequest:
 
     __slots__ = (
         "_body", "_carrier", "_chunked", "_continue", "_head", "_length", "_size", "_told", "_waiter", "_watch",
-        "complete", "gone", "keep_alive", "read", "resumed", "scope", "started",
+        "complete", "gone", "headers", "keep_alive", "loop", "names", "read", "resumed", "scope", "started",
     )  # fmt: skip
 
-    def __init__(self, carrier: Carrier, scope: dict[str, Any], keep_alive: bool, expects: bool) -> None:
-        """`expects`: it sends its body only when told to go on."""
+    def __init__(self, carrier: Carrier, scope: dict[str, Any], keep_alive: bool) -> None:
         self.scope = scope
+        self.loop = carrier.loop
+        self.headers: RawHeaders = scope["headers"]
+        self.names = named(self.headers)
         self.keep_alive = keep_alive
         self.read = False  # all of its body has come
         self.started = False
@@ -64,7 +67,7 @@ class ClientRequest:
         self._body: list[bytes] = []
         self._size = 0
         self._told = False  # the application has all of it
-        self._continue = expects
+        self._continue = self.names.get(b"expect", b"").lower() == b"100-continue"  # its body comes when told so
         self._watch: Callable[[], object] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._head: bytes | None = None  # not written yet
@@ -135,11 +138,9 @@ class ClientRequest:
         """The head, which leaves with the first of the body. Raises `ValueError` for a header with a line break."""
         self._chunked = False
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        length: bytes | None = None
-        for pair in (*self._carrier.head_lines(), *headers):
-            lines.append(b"%b: %b\r\n" % pair)
-            if pair[0] == b"content-length":
-                length = pair[1]
+        lines += [b"%b: %b\r\n" % pair for pair in self._carrier.head_lines()]
+        lines += [b"%b: %b\r\n" % pair for pair in headers]
+        length = next((value for name, value in headers if name == b"content-length"), None)
         if self.scope["method"] == "HEAD" or status in _BODILESS:
             self._length = 0
         elif length is not None:
@@ -220,7 +221,7 @@ class ClientRequest:
             self._carrier.put(data)
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self.loop.create_future()
         try:
             await self._waiter
         finally:

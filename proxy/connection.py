@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, cast
 
 import httptools
 
-from proxy.headers import RawHeaders
+from proxy.headers import Named, RawHeaders, named
 
 
 class TransportError(Exception):
@@ -59,7 +59,7 @@ class SurplusAnswer(Exception):
 class Receiver(Protocol):
     """Who is told what comes back. Called from the event loop's read callback: none of these may block."""
 
-    def on_head(self, status: int, headers: RawHeaders) -> None: ...
+    def on_head(self, status: int, headers: RawHeaders, names: Named) -> None: ...
 
     def on_data(self, data: bytes) -> None: ...
 
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._loop = owner.loop
+        self.loop = owner.loop
         self._transport: asyncio.Transport | None = None
         self._parser: Any = httptools.HttpResponseParser(self)
         self._receiver: Receiver | None = None
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
         self._uses += 1
         self._answered = self._complete = self.head_seen = False
         self._headers = []  # the last answer's trailers may be left in it
-        self.touched = self._loop.time()
+        self.touched = self.loop.time()
         self._owner.active.add(self)
         self._transport.write(request)
 
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
     def resume(self) -> None:
         if self._paused and self._transport is not None:
             self._paused = False
-            self.touched = self._loop.time()
+            self.touched = self.loop.time()
             self._transport.resume_reading()
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ class Connection(asyncio.Protocol):
         if self._receiver is None:  # an idle engine has nothing to say; whatever it is, it would spoil the next answer
             self._drop()
             return
-        self.touched = self._loop.time()
+        self.touched = self.loop.time()
         self._answered = True
         try:
             self._parser.feed_data(data)
@@ -181,7 +181,7 @@ class Connection(asyncio.Protocol):
         elif self._answered:
             receiver.on_lost(ConnectionLost("it closed the connection before the answer was complete"))
         else:
-            stale = self.reused and self._loop.time() - self.touched < STALE
+            stale = self.reused and self.loop.time() - self.touched < STALE
             receiver.on_lost(ConnectionLost("it closed the connection without an answer", stale=stale))
 
     # -- httptools -------------------------------------------------------------------------------------------
@@ -200,9 +200,10 @@ class Connection(asyncio.Protocol):
             return
         self.head_seen = True
         self._keep = self._parser.should_keep_alive()
-        self._framed = any(k in (b"content-length", b"transfer-encoding") for k, _ in headers)
+        names = named(headers)
+        self._framed = b"content-length" in names or b"transfer-encoding" in names
         if self._receiver is not None:
-            self._receiver.on_head(status, headers)
+            self._receiver.on_head(status, headers, names)
 
     def on_body(self, data: bytes) -> None:
         self._pieces.append(data)

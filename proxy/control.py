@@ -7,24 +7,27 @@ part: workers follow the launchers, whose leases are a process's own, and are to
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final
 
 from proxy.discovery import new_client
 from proxy.health import HealthLoop
-from proxy.launched import Launched, Revive
-from proxy.launcher_client import Address
+from proxy.launched import Launch, Launched, Revive
+from proxy.launcher_client import Address, LauncherError
 from proxy.local import LocalDiscovery
 from proxy.registry import Registry, Sharing
 from proxy.settings import Settings
 from proxy.settings_names import LOCAL
+
+log = logging.getLogger("illm")
 
 FIRST_ROUND: Final = 0.6  # seconds that the start waits for the first findings; later ones arrive while serving
 
 
 class Control:
     """Nothing runs before `start`. Whoever calls that calls `close`. `looks`: ask configured backends, and look for
-    local ones; False where another process does."""
+    local ones; False where another process does. `launch`: see `begin_launcher`; None: there can be no launcher."""
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class Control:
         own_port: int,
         launchers: Sequence[Address],
         revive: Revive | None,
+        launch: Launch | None = None,
         sharing: Sharing | None = None,
         looks: bool = True,
     ) -> None:
@@ -40,6 +44,7 @@ class Control:
         self.client = new_client()
         self.health = health = HealthLoop(registry, self.client)
         self.launched = [Launched(one, registry, health, revive if one.name == LOCAL else None) for one in launchers]
+        self._launch = launch
         self._looks = looks
         local = settings.discovery.local
         if local is None:
@@ -62,6 +67,24 @@ class Control:
             self._finder.start()
         if self._looks:
             await self.health.first_round(FIRST_ROUND)
+
+    def follow(self, address: Address, revive: Revive | None = None) -> Launched:
+        """One more launcher, from now on."""
+        one = Launched(address, self.registry, self.health, revive)
+        self.launched.append(one)
+        one.start()
+        return one
+
+    async def begin_launcher(self, settings: Settings) -> None:
+        """Where these settings have engines and there is no launcher for them yet: start it, and follow it."""
+        if not settings.engines or self._launch is None or any(one.name == LOCAL for one in self.launched):
+            return
+        try:
+            address, revive = await asyncio.to_thread(self._launch, settings)
+        except LauncherError as exc:
+            log.error("the engines can't be started: %s", exc)
+            return
+        await self.follow(address, revive).first_round(FIRST_ROUND)
 
     async def close(self) -> None:
         """When no request is under way."""

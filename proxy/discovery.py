@@ -22,6 +22,7 @@ import httpx
 from proxy import engine_answers, wire
 from proxy.dialects.base import EngineKind
 from proxy.engine_answers import ModelInfo, Probe
+from proxy.open_files import shortage
 
 # Where engines listen when nobody says otherwise. For people: what answers there decides.
 LOCAL_PORTS: Final[dict[int, str]] = {
@@ -39,11 +40,12 @@ MAX_BYTES: Final = 4 * 2**20  # read of one answer
 def new_client() -> httpx.AsyncClient:
     """A client fit for `probe`; the caller closes it.
 
-    It stores no cookie (httpx would send one backend's to the next), and ignores proxy settings and .netrc in the
-    environment, as the data path does.
+    It stores no cookie (httpx would send one backend's to the next), ignores proxy settings and .netrc in the
+    environment, and trusts the system's certificates or `SSL_CERT_FILE`, all as the data path does.
     """
     jar = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-    return httpx.AsyncClient(cookies=jar, trust_env=False, follow_redirects=False)
+    trust = ssl.create_default_context()
+    return httpx.AsyncClient(verify=trust, cookies=jar, trust_env=False, follow_redirects=False)
 
 
 async def probe(
@@ -252,6 +254,9 @@ _CAUSES: Final[tuple[tuple[type[BaseException], str], ...]] = (
 def why(exc: BaseException) -> str:
     """What went wrong below HTTP, in plain words. Never httpx's own, which may hold a URL with a password."""
     causes = tuple(_chain(exc))
+    for cause in causes:
+        if (said := shortage(cause)) is not None:
+            return said
     for kind, words in _CAUSES:
         if any(isinstance(cause, kind) for cause in causes):
             return words

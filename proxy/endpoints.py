@@ -13,15 +13,13 @@ from time import time
 from typing import Any, Final, get_args
 from urllib.parse import parse_qsl, unquote
 
-from starlette.types import ASGIApp
-
 from proxy.call import Call
 from proxy.client_request import ClientRequest
 from proxy.dialects.base import Endpoint, EngineKind, Request
 from proxy.errors import ApiError, error
 from proxy.forms import audio_form, parse_form
 from proxy.forward import GENERATIONS, Forwarder
-from proxy.headers import find, for_upstream
+from proxy.headers import for_upstream
 from proxy.registry import Registry
 from proxy.relay import Client, relay
 from proxy.settings import Defaults
@@ -100,12 +98,12 @@ class RelayEndpoint:
         only(scope, "POST")
         call: Call = scope["illm.call"]
         call.endpoint = self._endpoint
-        headers = scope["headers"]
-        if any(name == b"via" and self._via in value for name, value in headers):
-            raise _in_a_circle()
         client: ClientRequest = scope["illm.client"]
-        body = await read_body(client, headers, self._max_body)
-        request, model, framework = self._read(headers, body)
+        headers, names = client.headers, client.names
+        if b"via" in names and any(name == b"via" and self._via in value for name, value in headers):
+            raise _in_a_circle()
+        body = await read_body(client, self._max_body)
+        request, model, framework = self._read(names.get(b"content-type", b""), body)
         route = self._registry.resolve(model, framework, self._endpoint)
         call.model = route.name if route.known else ""
         call.stream = request.stream
@@ -116,10 +114,9 @@ class RelayEndpoint:
             keep_alive=self._keep_alive if request.stream else None,
         )
 
-    def _read(self, headers: list[tuple[bytes, bytes]], body: bytes) -> tuple[Request, str | None, EngineKind | None]:
-        content_type = (find(headers, b"content-type") or b"").decode("latin-1")
-        if content_type.lower().startswith("multipart/form-data"):
-            form = parse_form(content_type, body)
+    def _read(self, content_type: bytes, body: bytes) -> tuple[Request, str | None, EngineKind | None]:
+        if content_type.lower().startswith(b"multipart/form-data"):
+            form = parse_form(content_type.decode("latin-1"), body)
             stream = (form.text("stream") or "").lower() in ("true", "1")
             request = Request(self._endpoint, b"", None, form, stream, int(time()))
             return request, form.text("model"), parse_kind(form.text("framework"))
@@ -168,23 +165,10 @@ class LocalEndpoint:
         )
 
 
-class Shortcut:
-    """Paths that are fixed words, found by one look-up; everything else, the lifespan too, is the router's, which tries
-    one pattern after the other (docs/data-path.md has the gain)."""
-
-    def __init__(self, fixed: Mapping[str, ASGIApp], router: ASGIApp) -> None:
-        self._fixed = fixed
-        self._router = router
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        app = self._fixed.get(scope["path"], self._router) if scope["type"] == "http" else self._router
-        await app(scope, receive, send)
-
-
-async def read_body(client: ClientRequest, headers: list[tuple[bytes, bytes]], limit: int) -> bytes:
+async def read_body(client: ClientRequest, limit: int) -> bytes:
     """The whole body. Raises `ClientLeft`, and 413 above `limit` bytes, before reading them where the client says so
     beforehand."""
-    told = find(headers, b"content-length")
+    told = client.names.get(b"content-length")
     if told is not None and int(told) > limit:
         raise _too_large(limit)
     pieces: list[bytes] = []

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from proxy.connection import Connection, TransportError
-from proxy.headers import RawHeaders, find
+from proxy.headers import Named, RawHeaders
 
 HOLD: Final = 256 * 1024
 
@@ -27,6 +27,7 @@ class Exchange:
     def __init__(self) -> None:
         self.status = 0
         self.headers: RawHeaders = []
+        self.names: Named = {}  # the same by name
         self._connection: Connection | None = None
         self._pieces: list[bytes] = []
         self._held = 0
@@ -36,20 +37,18 @@ class Exchange:
         self._consumer: Callable[[bytes], None] | None = None
         self._crash: BaseException | None = None
 
-    def bind(self, connection: Connection) -> None:
-        """The connection that carries it, or that carries it anew."""
-        if not self._ended and self._failure is None:
-            self._connection = connection
-
-    def renew(self) -> None:
-        """Forget a failure, to be sent once more."""
+    def send(self, request: bytes, connection: Connection) -> None:
+        """Carry it out, or once more after a failure, on that connection, which it owns from now on."""
         self._failure = None
+        self._connection = connection
+        connection.start(request, self)
 
     # -- transport.Receiver ----------------------------------------------------------------------------------
 
-    def on_head(self, status: int, headers: RawHeaders) -> None:
+    def on_head(self, status: int, headers: RawHeaders, names: Named) -> None:
         self.status = status
         self.headers = headers
+        self.names = names
         self._wake()
 
     def on_data(self, data: bytes) -> None:
@@ -145,11 +144,14 @@ class Exchange:
 
     @property
     def content_type(self) -> str:
-        media_type, sep, rest = (find(self.headers, b"content-type") or b"").decode("latin-1").partition(";")
+        told = self.names.get(b"content-type", b"").decode("latin-1")
+        media_type, sep, rest = told.partition(";")
         return media_type.lower() + sep + rest
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        connection = self._connection
+        loop = connection.loop if connection is not None else asyncio.get_running_loop()
+        self._waiter = loop.create_future()
         try:
             await self._waiter
         finally:

@@ -34,7 +34,7 @@ from proxy.dialects.base import (
 from proxy.errors import ApiError, error
 from proxy.events import CONTENT_TYPE
 from proxy.exchange import Exchange
-from proxy.headers import RawHeaders, find, for_client
+from proxy.headers import RawHeaders, for_client
 from proxy.line import Line, unreachable
 from proxy.metrics import Metrics
 from proxy.pool import Gate, Replica, Route, select
@@ -88,7 +88,7 @@ class Forwarder:
         tried: list[Replica] = []
         turned_away = False
         while True:
-            replica = select(route.replicas, tried, self._now(), self._registry.turn())
+            replica = self._select(route, tried)
             assert replica is not None  # a route has replicas, and `_again` asks only while some are left
             tried.append(replica)
             call.attempts = len(tried)
@@ -99,18 +99,19 @@ class Forwarder:
                 failure = unreachable(replica.backend, exc)
                 if call.started or len(tried) == len(route.replicas):
                     raise failure from None
-            except ApiError as exc:
-                replica.backend.blot(exc)
-                busy = exc.status in TURNED_AWAY and request.endpoint in GENERATIONS and exc.code != DIED
-                again = exc.code in UNABLE or (busy and not turned_away)
+            except ApiError as err:
+                replica.backend.blot(err)
+                busy = err.status in TURNED_AWAY and request.endpoint in GENERATIONS and err.code != DIED
+                again = err.code in UNABLE or (busy and not turned_away)
                 if call.started or not again or len(tried) == len(route.replicas):
                     raise
-                turned_away = turned_away or (busy and exc.code not in UNABLE)
+                turned_away = turned_away or (busy and err.code not in UNABLE)
 
     async def _attempt(self, request: Request, replica: Replica, public: str, headers: bytes, call: Call) -> Opened:
         gate = replica.backend.gate
         if gate is None:
-            await replica.backend.enter()
+            if not replica.backend.admit():
+                await replica.backend.enter()
             return await self._entered(request, replica, public, headers, call)
         await self._pass(gate, request, replica, public, call)
         try:
@@ -213,7 +214,7 @@ class Forwarder:
         if ok and request.endpoint not in GENERATIONS and "json" not in kind and not kind.startswith("text/"):
             first = await line.piece(exchange)
             kind = kind or "application/octet-stream"
-            encoded = find(exchange.headers, b"content-encoding")  # although none was asked for
+            encoded = exchange.names.get(b"content-encoding")  # although none was asked for
             headers = [(b"content-encoding", encoded)] if encoded is not None else []
             return Streaming((Source(exchange, Verbatim(), [first]),), kind, _passing(exchange, plan) + headers)
         answer = await line.answered(exchange)
@@ -261,13 +262,14 @@ class Forwarder:
         media_type, data = await self._images(url)
         return Answered(200, media_type, data)
 
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+    def _select(self, route: Route, tried: list[Replica]) -> Replica | None:
+        if len(route.replicas) == 1 and not tried:
+            return route.replicas[0]
+        return select(route.replicas, tried, asyncio.get_running_loop().time(), self._registry.turn())
 
 
 def _passing(exchange: Exchange, plan: Plan) -> RawHeaders:
-    return for_client(exchange.headers) + _dropped(plan)
+    return for_client(exchange.headers, exchange.names) + _dropped(plan)
 
 
 def _dropped(plan: Plan) -> RawHeaders:

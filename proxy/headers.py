@@ -7,11 +7,12 @@ never reach a client. Names are lower-case bytes, as ASGI and the HTTP parser gi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Set
 from random import getrandbits
 from typing import Final
 
 RawHeaders = list[tuple[bytes, bytes]]
+Named = Mapping[bytes, bytes]  # by name, the first of each
 
 HOP_BY_HOP: Final = frozenset(
     (
@@ -57,21 +58,17 @@ def request_id(offered: bytes | None) -> bytes:
 
 def for_upstream(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The client's headers that an engine may see, as header lines."""
-    return b"".join(b"%b: %b\r\n" % pair for pair in headers if pair[0] in REQUEST_PASSES)
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers if pair[0] in REQUEST_PASSES])
 
 
-def for_client(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
+def for_client(headers: Sequence[tuple[bytes, bytes]], names: Named) -> RawHeaders:
     """An engine's headers that a client may see; CORS is the gateway's own business."""
-    headers = list(headers)
-    own = REPLY_OWN
-    if (named := find(headers, b"connection")) is not None:  # names further headers that end here
-        own = own | {name.strip().lower() for name in named.split(b",")}
+    own: Set[bytes] = REPLY_OWN
+    if (more := names.get(b"connection")) is not None:  # names further headers that end here
+        own = own | {name.strip().lower() for name in more.split(b",")}
     return [pair for pair in headers if pair[0] not in own and not pair[0].startswith(b"access-control-")]
 
 
-def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """The first header of that (lower-case) name."""
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
+def named(headers: Sequence[tuple[bytes, bytes]]) -> Named:
+    """Headers by their (lower-case) name, the first where there are several."""
+    return dict(reversed(headers))

@@ -23,11 +23,13 @@ from proxy.health import HealthLoop
 from proxy.launcher_client import Address, LauncherClient, LauncherError
 from proxy.pool import Backend
 from proxy.registry import Registry
-from proxy.settings import BackendSettings
+from proxy.settings import BackendSettings, Settings
 
 log = logging.getLogger("illm")
 
 Revive = Callable[[], str]  # starts a launcher that died; blocks; what it did, for people; raises `LauncherError`
+# Starts this machine's launcher where there was nothing to launch before; blocks; raises `LauncherError`.
+Launch = Callable[[Settings], tuple[Address, Revive | None]]
 
 FIRST_WAIT: Final = 0.2  # seconds before a launcher that is away is asked again; twice as long each time
 LONGEST_WAIT: Final = 5.0
@@ -53,7 +55,7 @@ class Launched:
 
     def __init__(self, address: Address, registry: Registry, health: HealthLoop, revive: Revive | None = None) -> None:
         self.name = address.name
-        self._address = address
+        self.address = address
         self._registry = registry
         self._health = health
         self._revive = revive
@@ -252,7 +254,7 @@ class Launched:
             mirror.process, mirror.fault, mirror.listed = mirror.row.process, "", None
             backend.upstream = mirror.row.upstream
             try:
-                backend.move(settings(mirror.row, self._address))
+                backend.move(settings(mirror.row, self.address))
             except Unreachable as exc:
                 mirror.fault = str(exc)
         if mirror.fault:

@@ -98,16 +98,17 @@ def command(place: Home, source: Sequence[str], *, for_gateway: bool) -> list[st
     return [sys.executable, "-P", "-m", "launchers", "--state", str(place.folder), *mode, "--", *source]
 
 
-def ensure(place: Home, there: Address, source: Sequence[str]) -> str:
+def ensure(place: Home, there: Address, source: Sequence[str], open_files: int | None = None) -> str:
     """Make sure that a launcher runs there, by the settings as they are now; a line about it for people.
 
-    One that runs is told to read its settings anew. Raises `LauncherError`.
+    One that runs is told to read its settings anew. `open_files`: its limit of them, and its engines'; None: as this
+    process has it. Raises `LauncherError`.
     """
     if listens(there):
         asyncio.run(_reload(there))
         return f"The launcher that runs already (pid {about(there).get('pid')}) read the settings anew."
     place.make()
-    process, start = _spawn(place, command(place, source, for_gateway=True))
+    process, start = _spawn(place, _limited(command(place, source, for_gateway=True), open_files))
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         ended = process.poll() is not None  # before the look: another may have been faster, and is there now
@@ -170,6 +171,12 @@ async def _shutdown(there: Address) -> None:
         await client.shutdown()
     finally:
         await client.aclose()
+
+
+def _limited(words: list[str], open_files: int | None) -> list[str]:
+    """A command line with a limit of its own. By a shell, as nothing safe can run between fork and exec in a process
+    that has threads."""
+    return words if open_files is None else ["sh", "-c", 'ulimit -S -n "$0"; exec "$@"', str(open_files), *words]
 
 
 def _spawn(place: Home, words: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:

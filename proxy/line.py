@@ -21,7 +21,7 @@ from proxy.transport import Transport
 ERROR_BODY: Final = 1024 * 1024  # bytes of an engine's error that are read
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Line:
     """What all upstream calls of one request share. `headers`: header lines that go along with each."""
 
@@ -88,21 +88,23 @@ class Line:
     async def _send(self, payload: bytes, exchange: Exchange) -> None:
         """A kept connection that the engine had closed already is replaced once."""
         backend, transport = self.backend, self.transport
+        origin = backend.origin
         try:
+            connection = transport.kept(origin) or await transport.connect(origin)
+            exchange.send(payload, connection)
             try:
-                exchange.bind(await transport.send(backend.origin, payload, exchange))
                 await exchange.head()
-            except ConnectionLost as exc:
-                if not exc.stale:
+            except ConnectionLost as lost:
+                if not lost.stale:
                     raise
-                exchange.renew()
                 try:
-                    exchange.bind(await transport.send_fresh(backend.origin, payload, exchange))
+                    connection = await transport.connect(origin)
                 except ConnectFailed:  # it may have died of this very request, which then must not go to another
-                    raise exc from None
+                    raise lost from None
+                exchange.send(payload, connection)
                 await exchange.head()
-        except UpstreamTimeout as exc:
-            raise error("backend_timeout", f"Backend '{backend.name}' gave {exc}. It may be overloaded.") from None
+        except UpstreamTimeout as late:
+            raise error("backend_timeout", f"Backend '{backend.name}' gave {late}. It may be overloaded.") from None
         except TransportError as exc:
             backend.breaker.strike(asyncio.get_running_loop().time())
             if isinstance(exc, ConnectFailed):

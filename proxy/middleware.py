@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ from proxy.dialects.base import Endpoint
 from proxy.endpoints import ClientLeft, Receive, Send
 from proxy.errors import ApiError, error
 from proxy.events import error_events
-from proxy.headers import RawHeaders, find, request_id
+from proxy.headers import Named, RawHeaders, request_id
 from proxy.metrics import Metrics
 from proxy.relay import Client, shutting_down
 
@@ -59,18 +59,18 @@ class Cors:
             (b"vary", b"origin"),
         ]
 
-    def preflight(self, asked: list[tuple[bytes, bytes]]) -> RawHeaders:
+    def preflight(self, asked: Named) -> RawHeaders:
         """For an OPTIONS request that asks before the real one."""
-        allowed = self.headers(find(asked, b"origin"))
+        allowed = self.headers(asked.get(b"origin"))
         if not allowed:
             return []
-        wanted = find(asked, b"access-control-request-headers") or b"authorization, content-type"
+        wanted = asked.get(b"access-control-request-headers") or b"authorization, content-type"
         more: RawHeaders = [
             (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
             (b"access-control-allow-headers", wanted),
             (b"access-control-max-age", b"600"),
         ]
-        if find(asked, b"access-control-request-private-network") == b"true":  # a public page, a gateway at home
+        if asked.get(b"access-control-request-private-network") == b"true":  # a public page, a gateway at home
             more.append((b"access-control-allow-private-network", b"true"))
         return allowed + more
 
@@ -81,13 +81,13 @@ class Keys:
     def __init__(self, keys: Iterable[str]) -> None:
         self._keys = tuple(key.encode() for key in keys)
 
-    def check(self, headers: list[tuple[bytes, bytes]]) -> None:
+    def check(self, headers: Named) -> None:
         """Raises 401 where a key is needed and none of ours was sent."""
         if not self._keys:
             return
-        scheme, _, offered = (find(headers, b"authorization") or b"").partition(b" ")
+        scheme, _, offered = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
-            offered = find(headers, b"x-api-key") or b""  # how Anthropic's clients send it
+            offered = headers.get(b"x-api-key", b"")  # how Anthropic's clients send it
         offered = offered.strip()
         matches = [hmac.compare_digest(offered, key) for key in self._keys]  # all of them, whatever matched before
         if not any(matches):
@@ -96,12 +96,22 @@ class Keys:
 
 
 class Edge:
-    """The outermost application. `sink` takes an access line's members; None: no access log."""
+    """The outermost application. `paths`: those that are fixed words, found by one look-up; everything else, the
+    lifespan too, is the router's, which tries one pattern after the other (docs/data-path.md has the gain). `sink`
+    takes an access line's members; None: no access log."""
 
     def __init__(
-        self, app: App, *, cors: Cors, keys: Keys, metrics: Metrics, sink: Callable[[dict[str, Any]], None] | None
+        self,
+        paths: Mapping[str, App],
+        router: App,
+        *,
+        cors: Cors,
+        keys: Keys,
+        metrics: Metrics,
+        sink: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        self._app = app
+        self._paths = paths
+        self._router = router
         self._cors = cors
         self._keys = keys
         self._metrics = metrics
@@ -109,25 +119,18 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._router(scope, receive, send)
             return
-        call = self._call(scope, clock())
+        client: ClientRequest = scope["illm.client"]
+        call = self._call(scope, client.names, clock())
         scope["illm.call"] = call
         try:
-            await self._handle(scope, receive, send, call)
-        finally:
-            self._record(call, clock())
-
-    async def _handle(self, scope: Scope, receive: Receive, send: Send, call: Call) -> None:
-        headers = scope["headers"]
-        client = scope["illm.client"]
-        try:
             if scope["method"] == "OPTIONS":
-                _no_content(client, call, self._cors.preflight(headers))
+                _no_content(client, call, self._cors.preflight(client.names))
                 return
             if call.path not in OPEN_PATHS:
-                self._keys.check(headers)
-            await self._app(scope, receive, send)
+                self._keys.check(client.names)
+            await self._paths.get(call.path, self._router)(scope, receive, send)
         except ApiError as exc:
             await Client(call, client).fail(exc)
         except ClientLeft:
@@ -135,26 +138,27 @@ class Edge:
         except asyncio.CancelledError:  # by the server, which closes: its client is still sending, or doesn't read
             if not call.started:
                 await Client(call, client).fail(shutting_down())
-        except Exception as exc:
+        except Exception as bug:
             log.exception("request %s: a bug in the gateway", call.id.decode())
-            await _tell(Client(call, client), _bug(exc, call))
+            await _tell(Client(call, client), _bug(bug, call))
+        finally:
+            self._record(call, clock())
 
-    def _call(self, scope: Scope, now: float) -> Call:
-        headers = scope["headers"]
+    def _call(self, scope: Scope, names: Named, now: float) -> Call:
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):
             scope["path"] = scope["path"].rstrip("/")
         peer = scope.get("client")
         client = peer[0] if peer else ""
-        if client in LOOPBACK and (forwarded := find(headers, b"x-forwarded-for")) is not None:
+        if client in LOOPBACK and (forwarded := names.get(b"x-forwarded-for")) is not None:
             client = forwarded.rpartition(b",")[2].strip().decode("latin-1")
         call = Call(
-            id=request_id(find(headers, b"x-request-id")),
+            id=request_id(names.get(b"x-request-id")),
             method=scope["method"],
             path=scope["path"],
             client=client,
             begun=now,
         )
-        call.headers = [(b"x-request-id", call.id), *self._cors.headers(find(headers, b"origin"))]
+        call.headers = [(b"x-request-id", call.id), *self._cors.headers(names.get(b"origin"))]
         return call
 
     def _record(self, call: Call, now: float) -> None:

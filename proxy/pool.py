@@ -225,6 +225,10 @@ class Backend:
             ).encode()
         return head
 
+    def admit(self) -> bool:
+        """Take a place at once, if there is no gate and one is free. Whoever is admitted must `leave`."""
+        return self.gate is None and self.places.take(self.settings.max_in_flight)
+
     async def enter(self) -> None:
         """Take a place among its requests; waits at the gate of a launched engine, and in line where `max_in_flight`
         is reached. Raises `rate_limit_exceeded` when the line is full, and what the gate does. Whoever enters must

@@ -35,9 +35,9 @@ class Client:
         self.call = call
         self.request = request
         self.exchanges: tuple[Exchange, ...] = ()  # paused while the client is slow
-        self._loop = asyncio.get_running_loop()
+        self.loop = request.loop
         self._ending = False
-        self.wrote = self._loop.time()
+        self.wrote = self.loop.time()
 
     async def respond(self, status: int, content_type: str, body: bytes, headers: RawHeaders) -> None:
         """A whole response; waits while the client is slow."""
@@ -70,7 +70,7 @@ class Client:
     def write(self, data: bytes) -> None:
         """Part of a stream. Never waits: while the client is slow the exchanges are paused, so at most what was read
         already is held for it."""
-        self.wrote = self._loop.time()
+        self.wrote = self.loop.time()
         self.call.bytes_out += len(data)
         request = self.request
         request.write(data)
@@ -122,7 +122,7 @@ async def relay(
     a stream gets a comment (and, before the answer, its head), None where no stream was asked for.
 
     It always returns normally; how it went stands in `client.call`."""
-    task = asyncio.current_task()
+    task = asyncio.current_task(client.loop)
     assert task is not None
     request = client.request
     request.watch(task.cancel)
@@ -200,7 +200,6 @@ async def _pump(client: Client, opened: Opened, source: Source) -> None:
         except TransportError as exc:
             raise opened.broken(exc) from None
     exchange, decoder = source.exchange, source.decoder
-    loop = asyncio.get_running_loop()
     linger: asyncio.TimerHandle | None = None
 
     def wrote(out: bytes) -> None:
@@ -213,7 +212,7 @@ async def _pump(client: Client, opened: Opened, source: Source) -> None:
         if decoder.cut:
             exchange.finish()
         elif decoder.done and linger is None:
-            linger = loop.call_later(LINGER, exchange.finish)
+            linger = client.loop.call_later(LINGER, exchange.finish)
 
     try:
         wrote(b"")
@@ -254,7 +253,7 @@ class Pulse:
     def __init__(self, client: Client, interval: float) -> None:
         self._client = client
         self._interval = interval
-        self._loop = asyncio.get_running_loop()
+        self._loop = client.loop
         self._timer = self._loop.call_later(interval, self._beat)
 
     def close(self) -> None:

@@ -1,14 +1,15 @@
 """Taking changed settings over while requests are under way: none is lost, none is sent elsewhere than where it began.
 
 Backends, models, defaults and probes change at once. What a running gateway can't change is said in the log and waits
-for its next start. Launchers are told to read their settings as well. Not here: reading the file.
+for its next start. Launchers are told to read their settings as well; where the first engines have come, `launch`
+starts one. Not here: reading the file.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from proxy.health import HealthLoop
@@ -41,12 +42,18 @@ class Reload:
     """Call it with new settings. Several at a time take turns."""
 
     def __init__(
-        self, registry: Registry, health: HealthLoop, launched: Sequence[Launched], endpoints: Iterable[Adopts]
+        self,
+        registry: Registry,
+        health: HealthLoop,
+        launched: Sequence[Launched],
+        endpoints: Iterable[Adopts],
+        launch: Callable[[Settings], Awaitable[None]],
     ) -> None:
         self._registry = registry
         self._health = health
         self._launched = launched
         self._endpoints = tuple(endpoints)
+        self._launch = launch
         self._started = registry.settings  # what is fixed is as it was then
         self._turn = asyncio.Lock()
 
@@ -57,6 +64,7 @@ class Reload:
             for line in fixed(self._started, settings):
                 log.warning("%s", line)
             await asyncio.gather(*(one.reload() for one in self._launched))
+            await self._launch(settings)
 
     async def _adopt(self, settings: Settings) -> None:
         registry = self._registry

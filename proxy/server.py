@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
 from typing import Final, Protocol
 
 import uvicorn
@@ -23,9 +24,10 @@ from proxy.app import Gateway, create_app
 from proxy.client_connection import ClientConnection
 from proxy.dialects.openai.paths import TITLES
 from proxy.discovery import new_client, probe
-from proxy.launched import Revive
+from proxy.launched import Launch, Revive
 from proxy.launcher_client import Address
 from proxy.local import DEMO
+from proxy.open_files import Watch
 from proxy.registry import Registry
 from proxy.settings import Settings, SettingsError
 
@@ -105,12 +107,14 @@ def serve(
     launchers: Sequence[Address] = (),
     reload: Callable[[], Settings] | None = None,
     revive: Revive | None = None,
+    launch: Launch | None = None,
 ) -> None:
     """Serve until a signal ends it. Blocks. Raises `ServeError` where it can't begin. `launchers`: whose engines it
-    serves; `reload` reads the settings anew at SIGHUP, in a thread, and may raise `SettingsError`."""
+    serves; `reload` reads the settings anew at SIGHUP, in a thread, and may raise `SettingsError`; `revive` and
+    `launch`: see `create_app`."""
     sock, notes = listen(settings)
     address = url_of(sock)
-    gateway = create_app(settings, own_port=sock.getsockname()[1], launchers=launchers, revive=revive)
+    gateway = create_app(settings, own_port=sock.getsockname()[1], launchers=launchers, revive=revive, launch=launch)
     config = configured(gateway, settings)
 
     def ready() -> None:
@@ -139,6 +143,8 @@ def configured(gateway: Gateway, settings: Settings) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=IDLE_CLIENT,
         timeout_graceful_shutdown=math.ceil(settings.server.drain_timeout),
+        callback_notify=Watch().look,
+        timeout_notify=0,
     )
 
 
@@ -205,6 +211,11 @@ def greeting(gateway: Knows, settings: Settings, address: str) -> list[str]:
     """The start-up text: where it listens, what it serves, and a `curl` that works now."""
     registry = gateway.registry
     lines = [f"illm is listening on {address}/v1"]
+    if not (settings.server.api_keys or _only_here(settings.server.host)):
+        lines.append(
+            f"Warning: on {settings.server.host} without keys, whoever reaches it may use it. Set server.api_keys "
+            "(ILLM_API_KEYS)."
+        )
     for backend in registry.backends.values():
         names = ", ".join(model.id for model in backend.models[:4]) + (", …" if len(backend.models) > 4 else "")
         kind = TITLES[backend.kind] if backend.kind is not None else "not recognised yet"
@@ -221,6 +232,14 @@ def greeting(gateway: Knows, settings: Settings, address: str) -> list[str]:
         lines += ["Try it:", f"  curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' \\",
                   f"    -d '{body}'"]  # fmt: skip
     return lines
+
+
+def _only_here(host: str) -> bool:
+    """Can only this machine reach it there?"""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _demo_hint() -> list[str]:

@@ -21,12 +21,22 @@ Answered = tuple[int, str, bytes]
 
 
 class Status:
-    """The gateway's own answers; every method is an endpoint's `Answer`."""
+    """The gateway's own answers; every method is an endpoint's `Answer`. `trusts`: whether who asks may know what needs
+    a key, on paths that need none."""
 
-    def __init__(self, registry: Registry, metrics: Metrics, transport: Transport, *, started: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        metrics: Metrics,
+        transport: Transport,
+        *,
+        started: int,
+        trusts: Callable[[Scope], bool],
+    ) -> None:
         self._registry = registry
         self._metrics = metrics
         self._transport = transport
+        self._trusts = trusts
         self._started = started  # unix time, for models that don't tell their own
 
     def models(self, scope: Scope) -> Answered:
@@ -45,8 +55,10 @@ class Status:
             route = self._registry.resolve(name, None, "chat")
         return 200, JSON, dump(self._entry(name, route))
 
-    def healthz(self, _: Scope) -> Answered:
-        """200 as long as the process answers: what is behind it is in the rows (`/readyz` judges)."""
+    def healthz(self, scope: Scope) -> Answered:
+        """200 as long as the process answers: what is behind it is in the rows (`/readyz` judges). To strangers names
+        and states: why a backend is down may tell addresses, versions what to attack them with."""
+        row, launcher = (_row, _launcher) if self._trusts(scope) else (_outline, _launcher_outline)
         registry = self._registry
         backends = list(registry.backends.values())
         kinds = list(dict.fromkeys(backend.kind for backend in backends if backend.kind is not None))
@@ -56,13 +68,10 @@ class Status:
             "framework": registry.settings.framework or (kinds[0] if len(kinds) == 1 else None),
             "model": registry.settings.model or self._only_model(),
             "providers": kinds,
-            "backends": [_row(backend) for backend in backends],
+            "backends": [row(backend) for backend in backends],
         }
         if registry.launchers:
-            body["launchers"] = [
-                {"name": name, "state": "down" if reason else "ready", "detail": reason}
-                for name, reason in registry.launchers.items()
-            ]
+            body["launchers"] = [launcher(name, reason) for name, reason in registry.launchers.items()]
         return 200, JSON, dump(body)
 
     def livez(self, _: Scope) -> Answered:
@@ -156,11 +165,20 @@ def _engine(backend: Backend) -> dict[str, Any]:
     return {"name": engine.name, "state": engine.state, "phase": engine.phase, "progress": engine.progress}
 
 
+def _launcher_outline(name: str, reason: str) -> dict[str, Any]:
+    return {"name": name, "state": "down" if reason else "ready"}
+
+
+def _launcher(name: str, reason: str) -> dict[str, Any]:
+    return _launcher_outline(name, reason) | {"detail": reason}
+
+
+def _outline(backend: Backend) -> dict[str, Any]:
+    return {"name": backend.name, "kind": backend.kind, "state": backend.state}
+
+
 def _row(backend: Backend) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "name": backend.name,
-        "kind": backend.kind,
-        "state": backend.state,
+    row = _outline(backend) | {
         "detail": backend.detail,
         "version": backend.version,
         "models": len(backend.models),

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from proxy.connection import ConnectFailed, Connection, Receiver
+from proxy.connection import ConnectFailed, Connection
+from proxy.open_files import shortage
 
 SWEEP: Final = 1.0  # seconds between two looks at the time limits
 IDLE_CONNECTIONS: Final = 512  # kept for one origin; more are closed after use
@@ -85,8 +86,8 @@ class Connections:
                 )
         except TimeoutError:
             raise ConnectFailed(f"no connection to {where} within {self._limits.connect:g} s") from None
-        except ssl.SSLError as exc:
-            raise ConnectFailed(f"TLS with {where} failed: {exc.reason or exc}") from None
+        except ssl.SSLError as tls:
+            raise ConnectFailed(f"TLS with {where} failed: {tls.reason or tls}") from None
         except OSError as exc:
             raise ConnectFailed(f"{where}: {_plain(exc)}") from None
         return connection
@@ -132,22 +133,19 @@ class Transport:
         self._sweeper: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
 
-    async def send(self, origin: Origin, request: bytes, receiver: Receiver) -> Connection:
-        """Send one request; waits only where a new connection has to be made. The caller owns the connection until
-        the receiver heard `on_end` or `on_lost`, and closes it if it gives up before. Raises `ConnectFailed`."""
+    def kept(self, origin: Origin) -> Connection | None:
+        """A connection to it that is open and unused. Whoever takes it calls its `start` at once, owns it until the
+        receiver heard `on_end` or `on_lost`, and closes it when giving up before."""
+        connections = self._origins.get(origin)
+        return connections.take() if connections is not None else None
+
+    async def connect(self, origin: Origin) -> Connection:
+        """A new one; as `kept`. Raises `ConnectFailed`."""
         connections = self._origins.get(origin)
         if connections is None:
             connections = self._origins[origin] = Connections(origin, self._limits, self._context)
             self._watch()
-        connection = connections.take() or await connections.connect()
-        connection.start(request, receiver)
-        return connection
-
-    async def send_fresh(self, origin: Origin, request: bytes, receiver: Receiver) -> Connection:
-        """`send` on a new connection, after a kept one turned out to be closed."""
-        connection = await self._origins[origin].connect()
-        connection.start(request, receiver)
-        return connection
+        return await connections.connect()
 
     def open_to(self, origin: Origin) -> int:
         """Connections open to it, used or not."""
@@ -168,8 +166,10 @@ class Transport:
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
-        for connections in self._origins.values():
+        for origin, connections in list(self._origins.items()):
             connections.sweep(loop.time())
+            if not connections.open:  # an engine that was launched anew has another port
+                del self._origins[origin]
         self._sweeper = loop.call_later(SWEEP, self._sweep)
 
     def _context(self) -> ssl.SSLContext:
@@ -182,4 +182,4 @@ def _plain(exc: OSError) -> str:
     """An OSError in plain words; the event loop's own text repeats the address."""
     if isinstance(exc, ConnectionRefusedError):
         return "connection refused"
-    return exc.strerror or str(exc) or type(exc).__name__
+    return shortage(exc) or exc.strerror or str(exc) or type(exc).__name__

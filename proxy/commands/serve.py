@@ -16,7 +16,9 @@ from typing import Any
 
 from proxy import launcher_process
 from proxy.commands.source import Asked, UsageError, asked
+from proxy.launched import Revive
 from proxy.launcher_client import Address, LauncherError
+from proxy.open_files import raise_limit
 from proxy.settings import Settings
 
 
@@ -32,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
         "embedding_model": arguments.embedding_model,
     }
     settings = wanted.settings(os.environ, overrides)
-    own = _ensure_launcher(settings, wanted)
+    own = _Own(wanted, raise_limit())
+    first = own.launch(settings) if settings.engines else None
     others = [
         launcher_process.address_of(name, launcher.base_url, launcher.api_key)
         for name, launcher in settings.launchers.items()
@@ -45,15 +48,47 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             _serving(settings)(
                 settings,
-                launchers=(*([own] if own else []), *others),
+                launchers=(*([first[0]] if first else []), *others),
                 reload=reload,
-                revive=_reviver(own, settings, wanted),
+                revive=first[1] if first else None,
+                launch=own.launch,
             )
         except ServeError as exc:
             raise UsageError(str(exc)) from None
-    if own is not None and interrupted:
-        _end_launcher(own)
+    if own.there is not None and interrupted:
+        _end_launcher(own.there)
     return 0
+
+
+class _Own:
+    """This machine's launcher. `there`: where it is; None while there is nothing to launch. `open_files`: its limit of
+    them, see `launcher_process.ensure`."""
+
+    def __init__(self, wanted: Asked, open_files: int | None) -> None:
+        self.there: Address | None = None
+        self._wanted = wanted
+        self._open_files = open_files
+
+    def launch(self, settings: Settings) -> tuple[Address, Revive | None]:
+        """Where it is, started if need be, and what starts it again should it die; None where it isn't this gateway's
+        (`illm launch` started it). Blocks. Raises `LauncherError`."""
+        self.there = there = self._ensure(settings)
+        if not launcher_process.about(there).get("for_gateway", True):
+            return there, None
+
+        def revive() -> str:
+            self._ensure(settings)
+            return f"Launcher '{there.name}' had ended without being told to. It was started again."
+
+        return there, revive
+
+    def _ensure(self, settings: Settings) -> Address:
+        wanted = self._wanted
+        root = launcher_process.state_root(settings.launcher.state, os.environ)
+        place = launcher_process.home(root, wanted.label())
+        there = launcher_process.address(place, settings.launcher)
+        _say(launcher_process.ensure(place, there, wanted.source(), self._open_files))
+        return there
 
 
 def _serving(settings: Settings) -> Callable[..., None]:
@@ -63,29 +98,6 @@ def _serving(settings: Settings) -> Callable[..., None]:
     else:
         from proxy.server import serve  # here, as tests put another in its place
     return serve
-
-
-def _ensure_launcher(settings: Settings, wanted: Asked) -> Address | None:
-    """Where this machine's launcher is, started if need be; None where there is nothing to launch."""
-    if not settings.engines:
-        return None
-    root = launcher_process.state_root(settings.launcher.state, os.environ)
-    place = launcher_process.home(root, wanted.label())
-    there = launcher_process.address(place, settings.launcher)
-    _say(launcher_process.ensure(place, there, wanted.source()))
-    return there
-
-
-def _reviver(own: Address | None, settings: Settings, wanted: Asked) -> Callable[[], str] | None:
-    """What starts the launcher again should it die; None where it isn't this gateway's (`illm launch` started it)."""
-    if own is None or not launcher_process.about(own).get("for_gateway", True):
-        return None
-
-    def revive() -> str:
-        _ensure_launcher(settings, wanted)
-        return f"Launcher '{own.name}' had ended without being told to. It was started again."
-
-    return revive
 
 
 def _end_launcher(there: Address) -> None:

@@ -1,7 +1,8 @@
 """What every dialect is given and gives back: value objects and the two protocols of the seam.
 
 A dialect never sees a socket, a clock or another dialect. `forward` hands it a `Request` and a `Target`, sends what
-comes back, and feeds it what the engine answers.
+comes back, and feeds it what the engine answers. Nobody changes a value that is made here. Those that every request
+makes aren't frozen all the same, as that makes them twice as dear (docs/data-path.md).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ImageUrls = Literal["passthrough", "fetch", "reject"]
 ChatMode = Literal["native", "openai", "auto"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """What a client asked, read and split once. Nobody changes `members`: a dialect that needs others copies them."""
 
@@ -52,7 +53,7 @@ class Request:
     now: int = 0  # unix seconds when it arrived: a dialect has no clock
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
     """The replica that will answer: all that a dialect may know of it."""
 
@@ -71,7 +72,7 @@ class Target:
     healthy: bool = False  # it answers probes as its kind does, so a missing route is a missing ability
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Encoded:
     """An upstream call. `path` begins behind the base URL."""
 
@@ -80,7 +81,7 @@ class Encoded:
     content_type: str = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answered:
     """What an engine answered, complete."""
 
@@ -94,7 +95,7 @@ class Answered:
         return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Usage:
     """Tokens as the engine counted them, for the metrics."""
 
@@ -102,7 +103,7 @@ class Usage:
     completion: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
     """A whole answer, ready for the client."""
 
@@ -151,7 +152,7 @@ class ResponseDecoder(Protocol):
         returns what may be written as it comes, the last to end adds the end marker."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """What is to be sent: several calls (a fan-out) run at once and end together."""
 

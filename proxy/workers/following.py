@@ -5,7 +5,10 @@ Launched engines are no part of it: a worker follows their launchers itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from proxy.app import Gateway
+from proxy.launcher_client import Address
 from proxy.pool import Backend, Finding
 from proxy.settings import BackendSettings, Settings
 from proxy.workers.messages import Findings
@@ -18,7 +21,7 @@ class Following:
         self._gateway = gateway
         self._registry = gateway.registry
 
-    def adopt(self, settings: Settings, findings: Findings) -> None:
+    def adopt(self, settings: Settings, findings: Findings, launchers: Sequence[Address]) -> None:
         """Other settings. What is known of their backends holds from the first request on."""
         planned = self._registry.planned(settings)
         for finding in findings:
@@ -27,6 +30,10 @@ class Following:
                 backend.agree(finding)
         self._gateway.reload.swap(settings, planned)
         self.know(findings)
+        followed = {one.name for one in self._gateway.launched}
+        for address in launchers:
+            if address.name not in followed:
+                self._gateway.follow(address)
 
     def know(self, findings: Findings) -> None:
         """All that there is to know; what is not among them was found once and is gone."""

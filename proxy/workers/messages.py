@@ -37,10 +37,11 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """To a worker: other settings, and what the parent knows of their backends."""
+    """To a worker: other settings, what the parent knows of their backends, and whose engines there are now."""
 
     settings: Settings
     findings: Findings
+    launchers: tuple[Address, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from proxy.app import new_via
 from proxy.control import Control
-from proxy.launched import Revive
+from proxy.launched import Launch, Revive
 from proxy.launcher_client import Address
 from proxy.registry import Registry
 from proxy.reload import Reload
@@ -47,12 +47,13 @@ def serve(
     launchers: Sequence[Address] = (),
     reload: Callable[[], Settings] | None = None,
     revive: Revive | None = None,
+    launch: Launch | None = None,
 ) -> None:
     """As `server.serve`, with `server.workers` processes."""
     sock, notes = listen(settings)
     with sock, listening() as heard, asyncio.Runner() as runner:
         try:
-            runner.run(_Parent(settings, sock, tuple(launchers), revive).run(notes, reload, heard))
+            runner.run(_Parent(settings, sock, tuple(launchers), revive, launch).run(notes, reload, heard))
         except KeyboardInterrupt:
             return
     try:
@@ -66,12 +67,16 @@ class _Parent:
     """The process's own."""
 
     def __init__(
-        self, settings: Settings, sock: socket.socket, launchers: tuple[Address, ...], revive: Revive | None
+        self,
+        settings: Settings,
+        sock: socket.socket,
+        launchers: tuple[Address, ...],
+        revive: Revive | None,
+        launch: Launch | None,
     ) -> None:
         self._settings = settings  # what they began with: some of it holds until the next start
         self._count = settings.server.workers
         self._sock = sock
-        self._launchers = launchers
         self._table = new_table(self._count + 1)
         self._bells = new_bells(self._count)
         self._control = Control(
@@ -79,9 +84,11 @@ class _Parent:
             own_port=sock.getsockname()[1],
             launchers=launchers,
             revive=revive,
+            launch=launch,
             sharing=Sharing(self._table, self._bells),
         )
-        self._reload = Reload(self._control.registry, self._control.health, self._control.launched, ())
+        control = self._control
+        self._reload = Reload(control.registry, control.health, control.launched, (), control.begin_launcher)
         self._via = new_via()
         self._started = time.time()
         self._members: dict[int, Member] = {}
@@ -128,7 +135,7 @@ class _Parent:
         """Have all take changed settings over, until they hold here."""
         await self._reload(settings)
         self._told = self._findings()
-        self._say(Adopt(settings, self._told))
+        self._say(Adopt(settings, self._told, self._launchers()))
 
     # -- the beginning and the end -----------------------------------------------------------------------------
 
@@ -229,7 +236,7 @@ class _Parent:
         assert self._told is not None
         member.begun = True
         now = self.registry.settings
-        member.channel.send(Begin(self._settings, now, self._told, self._launchers, self._via, self._started))
+        member.channel.send(Begin(self._settings, now, self._told, self._launchers(), self._via, self._started))
 
     async def _attend(self, member: Member) -> None:
         """Hear what it says, until it is gone."""
@@ -270,6 +277,9 @@ class _Parent:
     def _findings(self) -> Findings:
         """Of launched engines workers hear from their launchers."""
         return tuple(b.finding() for b in self.registry.backends.values() if b.engine is None)
+
+    def _launchers(self) -> tuple[Address, ...]:
+        return tuple(one.address for one in self._control.launched)
 
     def _changed(self) -> None:
         if not self._telling:

@@ -73,7 +73,7 @@ class Worker:
         team = Team(self._sharing, self._totals, table.log, begin.via, begin.started)
         self._gateway = create_app(begin.settings, launchers=begin.launchers, team=team)
         self._following = Following(self._gateway)
-        self._following.adopt(begin.adopted, begin.findings)
+        self._following.adopt(begin.adopted, begin.findings, begin.launchers)
         self._config = configured(self._gateway, begin.settings)
         self._server = _Server(self, self._config)
         self._sock = channel
@@ -122,8 +122,8 @@ class Worker:
         match message:
             case Know(findings):
                 self._following.know(findings)
-            case Adopt(settings, findings):
-                self._following.adopt(settings, findings)
+            case Adopt(settings, findings, launchers):
+                self._following.adopt(settings, findings, launchers)
             case Count(number):
                 self._say_counters(number)
             case Total(number, text):

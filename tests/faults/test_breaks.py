@@ -424,7 +424,7 @@ async def test_a_late_connection_of_a_fan_out_fails(monkeypatch: pytest.MonkeyPa
         await line.closed.wait()
 
     async with scene(handler, kind="tgi") as (upstream, gate), client(gate.url) as one:
-        send, calls = Transport.send, 0
+        connect, calls = Transport.connect, 0
 
         async def refused(self: Transport, *arguments: Any) -> Any:
             nonlocal calls
@@ -432,9 +432,9 @@ async def test_a_late_connection_of_a_fan_out_fails(monkeypatch: pytest.MonkeyPa
             if calls == 2:
                 await heard.wait()
                 raise ConnectFailed("connection refused")
-            return await send(self, *arguments)
+            return await connect(self, *arguments)
 
-        monkeypatch.setattr(Transport, "send", refused)
+        monkeypatch.setattr(Transport, "connect", refused)
         await one.send("/v1/completions", {"model": "pub", "prompt": ["a", "b"], "stream": True, "max_tokens": 5})
         assert (await one.answer())[0] == 200
         got = await one.until(b"one")

@@ -77,11 +77,12 @@ class Slow:
     """A connection whose client reads nothing, from the first write on, until it has `caught_up`."""
 
     def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
         self.slow = False
         self.sent: list[bytes] = []
         self._read = asyncio.Event()
-        scope = {"method": "POST", "http_version": "1.1"}
-        self.request = ClientRequest(self, scope, keep_alive=True, expects=False)
+        scope = {"method": "POST", "http_version": "1.1", "headers": []}
+        self.request = ClientRequest(self, scope, keep_alive=True)
 
     def caught_up(self) -> None:
         self.slow = False
@@ -123,6 +124,9 @@ class Tap:
 
     def __init__(self) -> None:
         self.open = True
+        self.loop = asyncio.get_running_loop()
+
+    def start(self, _request: bytes, _receiver: Exchange) -> None: ...
 
     def pause(self) -> None:
         self.open = False
@@ -140,7 +144,7 @@ async def test_what_was_held_already_counts_too() -> None:
     one = sender(slow)
     exchange = Exchange()
     tap = Tap()
-    exchange.bind(tap)  # type: ignore[arg-type]
+    exchange.send(b"", tap)  # type: ignore[arg-type]
     exchange.on_data(b"x" * (HOLD + 1))
     assert not tap.open
     one.exchanges = (exchange,)

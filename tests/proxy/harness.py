@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ import uvicorn
 
 from proxy.app import Gateway, create_app
 from proxy.client_connection import ClientConnection
+from proxy.launched import Launch
 from proxy.launcher_client import Address
 from proxy.settings import load_settings
 
@@ -86,6 +88,7 @@ class Engine:
     handler: Handler | None = None
     models: tuple[str, ...] = ("m",)
     owned_by: str = "vllm"
+    tls: ssl.SSLContext | None = None
     got: list[Got] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     connections: int = 0
@@ -94,8 +97,8 @@ class Engine:
     server: asyncio.Server | None = None
 
     async def listen(self, port: int = 0) -> None:
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-        self.root = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self.tls)
+        self.root = f"http{'s' if self.tls else ''}://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     async def close(self) -> None:
         assert self.server is not None
@@ -211,12 +214,16 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def gateway(
-    settings: dict[str, Any], environ: Mapping[str, str] | None = None, launchers: Sequence[Address] = ()
+    settings: dict[str, Any],
+    environ: Mapping[str, str] | None = None,
+    launchers: Sequence[Address] = (),
+    launch: Launch | None = None,
 ) -> AsyncIterator[Running]:
     """`settings` as a settings file would hold them; nothing local is looked for unless they say so."""
     settings = {"discovery": {"local": False}} | settings
     log: list[dict[str, Any]] = []
-    built = create_app(load_settings(None, environ or {}, settings), sink=log.append, launchers=launchers)
+    loaded = load_settings(None, environ or {}, settings)
+    built = create_app(loaded, sink=log.append, launchers=launchers, launch=launch)
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio asks: no delay for TCP only
     sock.bind(("127.0.0.1", 0))
     config = uvicorn.Config(built.app, http=ClientConnection, lifespan="on", log_level="error", access_log=False,

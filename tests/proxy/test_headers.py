@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.headers import find, for_client, for_upstream, request_id
+from proxy.headers import for_client, for_upstream, named, request_id
 
 
 @pytest.mark.parametrize("offered", [b"a", b"A-z_0.9", b"x" * 128])
@@ -41,7 +41,7 @@ def test_what_it_may_not(name: bytes) -> None:
     "name", [b"retry-after", b"x-compute-time", b"openai-processing-ms", b"cache-control", b"etag"]
 )
 def test_what_a_client_may_see(name: bytes) -> None:
-    assert for_client([(name, b"v")]) == [(name, b"v")]
+    assert for_client([(name, b"v")], {name: b"v"}) == [(name, b"v")]
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,8 @@ def test_what_a_client_may_see(name: bytes) -> None:
     ],
 )  # fmt: skip
 def test_what_is_ours_to_say(name: bytes) -> None:
-    assert for_client([(name, b"v")]) == []
+    assert for_client([(name, b"v")], {name: b"v"}) == []
 
 
-def test_find_takes_the_first() -> None:
-    assert find([(b"a", b"1"), (b"b", b"2"), (b"b", b"3")], b"b") == b"2"
-    assert find([(b"a", b"1")], b"b") is None
+def test_the_first_of_a_name_counts() -> None:
+    assert named([(b"a", b"1"), (b"b", b"2"), (b"b", b"3")]) == {b"a": b"1", b"b": b"2"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -63,11 +64,13 @@ def alive(pid: int) -> bool:
 def test_it_is_started_once_and_then_told_to_read_its_settings_anew(place: Home, asked: Asked) -> None:
     there = address(place, LauncherSettings())
     assert not listens(there)
-    said = ensure(place, there, asked.source())
+    said = ensure(place, there, asked.source(), 321)
     first = about(there)
     assert said == f"Started the launcher (pid {first['pid']}; its log: {place.log})."
     assert os.getsid(first["pid"]) == first["pid"], "a session of its own: Ctrl-C in a terminal isn't its"
     assert [stat.S_IMODE(path.stat().st_mode) for path in (place.folder, place.log)] == [0o700, 0o600]
+    if hasattr(resource, "prlimit"):
+        assert resource.prlimit(first["pid"], resource.RLIMIT_NOFILE)[0] == 321
 
     assert (
         ensure(place, there, asked.source())

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from proxy.errors import ApiError
+from proxy.headers import named
 from proxy.middleware import OPEN_PATHS, Cors, Keys
 from tests.proxy.harness import Got, Line, Running, engine, gateway, one_backend
 
@@ -68,10 +69,10 @@ def raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
 def test_keys(headers: dict[str, str], good: bool) -> None:
     keys = Keys(["k1", "k2"])
     if good:
-        keys.check(raw(headers))
+        keys.check(named(raw(headers)))
         return
     with pytest.raises(ApiError) as caught:
-        keys.check(raw(headers))
+        keys.check(named(raw(headers)))
 
     assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
     assert dict(caught.value.headers) == {"www-authenticate": "Bearer"}
@@ -79,7 +80,7 @@ def test_keys(headers: dict[str, str], good: bool) -> None:
 
 
 def test_no_keys_no_check() -> None:
-    Keys([]).check([])
+    Keys([]).check({})
 
 
 @one_loop

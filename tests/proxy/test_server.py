@@ -181,6 +181,30 @@ def test_many_models_are_cut() -> None:
     assert "m0, m1, m2, m3, …\n" in text(ONE, *(f"m{i}" for i in range(9)))
 
 
+OPEN = "Warning: on {} without keys, whoever reaches it may use it. Set server.api_keys (ILLM_API_KEYS)."
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warns"),
+    [
+        ("0.0.0.0", [], True),
+        ("::", [], True),
+        ("192.0.2.7", [], True),
+        ("box.example", [], True),
+        ("0.0.0.0", ["sk-secret"], False),
+        ("127.0.0.1", [], False),
+        ("127.9.9.9", [], False),
+        ("::1", [], False),
+        ("localhost", [], False),
+    ],
+)
+def test_a_gateway_that_is_open_to_others_warns(host: str, keys: list[str], warns: bool) -> None:
+    lines = text(ONE | {"server": {"host": host, "api_keys": keys}}, "a").splitlines()
+
+    assert (OPEN.format(host) in lines) == warns
+    assert any("Warning" in line for line in lines) == warns
+
+
 def test_an_engine_that_is_not_there_is_named() -> None:
     said = text(ONE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -11,7 +12,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.engine_answers import ModelInfo, Probe
+from proxy.launcher_client import Address
 from tests.proxy.harness import Got, Line, Running, engine, gateway, one_backend, until
+from tests.proxy.scripted_launcher import launcher, row
 
 CHAT = {"model": "pub", "messages": []}
 NOWHERE = "http://127.0.0.1:9"
@@ -150,6 +153,33 @@ async def test_healthz() -> None:
             {"name": "o", "kind": "ollama", "state": "loading", "detail": "loading", "version": None, "models": 0,
              "in_flight": 0},
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [None, "wrong", "k"])
+async def test_healthz_tells_those_without_a_key_names_and_states_only(key: str | None, tmp_path: Path) -> None:
+    keyed = SETTINGS | {"server": {"api_keys": ["k"]}}
+    failed = row("coder", "fatal", kind="llamacpp", error="last words of its log")
+    async with (
+        launcher(tmp_path, failed) as there,
+        gateway(keyed, launchers=[there.address, Address("away", "http://127.0.0.1:9")]) as gate,
+    ):
+        known(gate)
+        await until(
+            lambda: bool(gate.gateway.registry.launchers["away"]) and not gate.gateway.registry.launchers["here"]
+        )
+        reply = await gate.client.get("/healthz", headers={"authorization": f"Bearer {key}"} if key else {})
+        body = reply.json()
+
+        assert reply.status_code == 200
+        assert (body["status"], body["providers"]) == ("degraded", ["vllm", "ollama", "llamacpp"])
+        assert ("last words" in reply.text, "127.0.0.1:9" in reply.text) == (key == "k", key == "k")
+        if key != "k":
+            assert body["backends"] == [
+                {"name": "v", "kind": "vllm", "state": "ready"},
+                {"name": "o", "kind": "ollama", "state": "loading"},
+                {"name": "coder", "kind": "llamacpp", "state": "down"},
+            ]
+            assert body["launchers"] == [{"name": "here", "state": "ready"}, {"name": "away", "state": "down"}]
 
 
 @pytest.mark.parametrize(

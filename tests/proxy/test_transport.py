@@ -62,7 +62,7 @@ def answering(*answers: bytes) -> Serve:
 
 async def call(made: Transport, origin: Origin) -> tuple[int, bytes]:
     exchange = Exchange()
-    exchange.bind(await made.send(origin, REQUEST, exchange))
+    exchange.send(REQUEST, made.kept(origin) or await made.connect(origin))
     await exchange.head()
     return exchange.status, await exchange.read(10_000)
 
@@ -197,7 +197,7 @@ async def test_giving_up_closes_the_connection_at_once() -> None:
 
     async with serving(watch) as origin, transport() as made:
         exchange = Exchange()
-        exchange.bind(await made.send(origin, REQUEST, exchange))
+        exchange.send(REQUEST, made.kept(origin) or await made.connect(origin))
         exchange.close()
 
         await asyncio.wait_for(closed.wait(), 5)
@@ -242,8 +242,7 @@ async def test_silence(serve: Serve, why: str) -> None:
         connections = Connections(origin, limits, None)  # type: ignore[arg-type]
         exchange = Exchange()
         connection = await connections.connect()
-        connection.start(REQUEST, exchange)
-        exchange.bind(connection)
+        exchange.send(REQUEST, connection)
         if serve is half:
             await exchange.head()
             assert await exchange.next() == b"hi"

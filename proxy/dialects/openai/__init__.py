@@ -211,7 +211,7 @@ def _members(request: Request, target: Target) -> Members:
         changes["stream_options"] = None  # vLLM: 400
     if target.kind == "transformers" and request.endpoint in _TEXT:
         changes |= _generation_config(members)
-    if request.endpoint in _TEXT and not request.stream and not UNGATHERED & members.keys():
+    if request.endpoint in _TEXT and not request.stream and UNGATHERED.isdisjoint(members):
         changes |= GATHERED.get(target.kind, {})
     if request.endpoint in GATHERED_TYPED.get(target.kind, ()) and not request.stream:
         changes["stream"] = Raw(b"true")

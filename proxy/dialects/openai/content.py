@@ -30,6 +30,7 @@ _MEDIA: Final[dict[str, bool]] = {
 # Where a body holds parts: OpenAI's and Anthropic's messages, Responses and embeddings input, and what vLLM's
 # score, rerank and pooling take. Members of parts that hold further parts follow.
 ROOTS: Final = ("messages", "input", "documents", "query", "queries", "data_1", "data_2", "text_1", "text_2")
+_ROOTS: Final = frozenset(ROOTS)
 _NESTED: Final = ("content", "output")
 # A part without these, and without parts in it, has no media.
 _TELLING: Final = frozenset((*_MEDIA, "image_base64", "source"))
@@ -38,7 +39,10 @@ _TEXT: Final = frozenset(b'"ntf-0123456789')  # first bytes of JSON that is no a
 
 def needs_look(body: Members) -> bool:
     """False only if `fix_parts` would neither change nor refuse this body; cheap, since text is skipped, not read."""
-    return any(root in body and _holds_parts(body[root]) for root in ROOTS)
+    for name, value in body.items():  # a loop: a generator for each of them would cost more than the look
+        if name in _ROOTS and _holds_parts(value):
+            return True
+    return False
 
 
 def _holds_parts(value: Raw) -> bool:
@@ -48,7 +52,10 @@ def _holds_parts(value: Raw) -> bool:
         parts = items(value)
     except InvalidJson:
         return True
-    return any(isinstance(part, dict) and _may_hold_media(part) for part in parts)
+    for part in parts:
+        if isinstance(part, dict) and _may_hold_media(part):
+            return True
+    return False
 
 
 def _may_hold_media(part: Members) -> bool:
@@ -56,7 +63,10 @@ def _may_hold_media(part: Members) -> bool:
         return True
     if "type" in part and (b"image" in bytes(part["type"]) or b"\\" in bytes(part["type"])):
         return True
-    return any(name in part and memoryview(part[name])[0] not in _TEXT for name in _NESTED)
+    for name in _NESTED:
+        if name in part and memoryview(part[name])[0] not in _TEXT:
+            return True
+    return False
 
 
 def fix_parts(body: JsonObject, target: Target) -> bool:

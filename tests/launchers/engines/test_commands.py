@@ -9,6 +9,7 @@ from launchers.engines.base import Place
 from launchers.engines.table import ENGINES, launch
 from launchers.spec import EngineSpec, Kind, SpecError
 from tests.launchers.engines.specs import spec
+from tests.test_documents import ROOT, rows
 
 PLACE = Place("127.0.0.1", 9000, container="illm-one")
 COMMON = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
@@ -285,3 +286,17 @@ def test_the_name_by_which_an_engine_knows_its_model(kind: Kind, name: str | Non
 def test_the_share_of_a_gpu_that_it_takes(kind: Kind, told: dict[str, Any], need: int | None) -> None:
     assert ENGINES[kind].need(spec(kind, **told), 100) == need
     assert ENGINES[kind].need(spec(kind, **told), None) is None
+
+
+def test_the_page_says_how_each_gets_its_key() -> None:
+    _, _, *table = rows(ROOT / "docs" / "launcher.md", "Kind")
+    told = {row[0].strip("`"): row[4].partition(" (")[0] for row in table}
+    for kind, engine in ENGINES.items():
+        if kind == "command":
+            continue
+        if "api_key" not in engine.options:
+            assert told[kind] == "none"
+            continue
+        command = launch(spec(kind, api_key="sk-secret"), PLACE)
+        assert told[kind] == ("environment" if "sk-secret" in command.env.values() else "command line")
+        assert ("sk-secret" in command.argv) == (told[kind] == "command line")
