@@ -244,6 +244,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             await self._app(request.scope, request.receive, request.send)
         finally:
+            del request.scope["illm.client"]  # a circle, which only the garbage collector would open
             if not request.complete:  # broken off, or a bug: its client sees that by the missing end
                 self._transport.close()
 

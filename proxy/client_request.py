@@ -159,10 +159,16 @@ class ClientRequest:
         self._head = head + b"\r\n"
         self.started = True
 
-    def write(self, body: bytes) -> None:
-        """Part of the body. Never waits. Raises `ValueError` for more than the head said."""
-        if not self.gone:
+    def write(self, body: bytes) -> bool:
+        """Part of the body. Never waits. False: hold back what follows, as the client is `slow`. Raises `ValueError`
+        for more than the head said."""
+        if self.gone:
+            return True
+        if self._chunked and self._head is None and body:  # nearly all of a stream
+            self._carrier.put(b"%x\r\n%b\r\n" % (len(body), body))
+        else:
             self._put(body, last=False)
+        return not self._carrier.slow
 
     def end(self, body: bytes = b"") -> None:
         """The last of the body. Raises `ValueError` for less or more than the head said."""

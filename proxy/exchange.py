@@ -112,13 +112,16 @@ class Exchange:
         Raises `TransportError`. Between two pieces the consumer may `pause` and `resume`."""
         held = await self.next() if self._pieces else b""
         self._consumer = consumer
-        self.resume()  # before the consumer is called: it may pause
-        if held:
-            consumer(held)
-        while not self._ended:
-            if self._failure is not None:
-                raise self._failure
-            await self._wait()
+        try:
+            self.resume()  # before the consumer is called: it may pause
+            if held:
+                consumer(held)
+            while not self._ended:
+                if self._failure is not None:
+                    raise self._failure
+                await self._wait()
+        finally:
+            self._consumer = None  # it knows this exchange: a circle, which only the garbage collector would open
         if self._crash is not None:
             raise self._crash
 

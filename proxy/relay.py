@@ -72,9 +72,7 @@ class Client:
         already is held for it."""
         self.wrote = self.loop.time()
         self.call.bytes_out += len(data)
-        request = self.request
-        request.write(data)
-        if request.slow:
+        if not self.request.write(data):
             self._hold()
 
     def answer(self, data: bytes) -> None:
@@ -199,16 +197,16 @@ async def _pump(client: Client, opened: Opened, source: Source) -> None:
             source = await source.opening
         except TransportError as exc:
             raise opened.broken(exc) from None
-    exchange, decoder = source.exchange, source.decoder
+    exchange, decoder, decoded = source.exchange, source.decoder, source.decoded
     linger: asyncio.TimerHandle | None = None
 
     def wrote(out: bytes) -> None:
         nonlocal linger
-        source.decoded.append(out)
-        ready = b"".join(source.decoded)
-        source.decoded.clear()
-        if ready:
-            client.answer(ready)
+        if decoded:  # the beginning, or another stream's piece that came before this one
+            out = b"".join([*decoded, out])
+            decoded.clear()
+        if out:
+            client.answer(out)
         if decoder.cut:
             exchange.finish()
         elif decoder.done and linger is None:
