@@ -224,7 +224,8 @@ def greeting(gateway: Knows, settings: Settings, address: str) -> list[str]:
         where = backend.settings.root if there or backend.engine is None else f"launcher '{backend.engine.launcher}'"
         lines.append(f"  {backend.name:<12} {kind:<28} {where:<28} {what}")
     routes = [route.name for route in registry.snapshot.routes.values()]
-    if DEMO in registry.backends:
+    demo = registry.backends.get(DEMO)
+    if demo is not None and demo.local:  # and not one of the settings that is called so
         lines += _demo_hint()
     if routes:
         key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.server.api_keys else ""

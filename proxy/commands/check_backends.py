@@ -24,7 +24,7 @@ SHOWN: Final = 8  # names of models in a sentence
 # A part of what a look says -> what to do about it.
 _ADVICE: Final = (
     ("connection refused", "Start it, or correct its base_url."),
-    ("host name not found", "Correct its base_url."),
+    ("host name not found", "Correct its base_url, or start it: a container's name is known only while it runs."),
     ("no answer within", "It may be busy, or not be reachable from here: try again, and look at the network."),
     ("api_key", "Set its api_key (ILLM_BACKENDS__NAME__API_KEY) as the engine has it."),
     ("this is an illm gateway", "Take it out of backends: requests could run in a circle."),

@@ -218,3 +218,10 @@ def test_the_demo_engine_says_that_it_is_a_stand_in() -> None:
     assert "a stand-in, not a language model" in said
     assert "  backends:\n    mine:\n      base_url: http://127.0.0.1:8080" in said
     assert "curl" in said
+
+
+def test_a_backend_that_is_called_demo_is_no_stand_in() -> None:
+    said = text({"backends": {DEMO: {"kind": "vllm", "base_url": "http://10.0.0.5:8000"}}}, "a")
+
+    assert "stand-in" not in said
+    assert "No engine was found" not in said

@@ -69,6 +69,7 @@ async def test_every_backend_that_lacks_something_gets_a_sentence(folder: Path) 
     async with scripted() as engine, scripted(about={"/v1/models": (401, {"error": "Unauthorized"})}) as closed:
         backends = {
             "gone": {"kind": "tgi", "base_url": "http://127.0.0.1:9"},
+            "container": {"kind": "vllm", "base_url": "http://no-such-host.invalid:8000"},
             "other": {"kind": "llamacpp", "base_url": engine.root},
             "closed": {"kind": "vllm", "base_url": closed.root, "api_key": SECRET},
             "pinned": {"base_url": engine.root, "model": "large"},
@@ -79,13 +80,15 @@ async def test_every_backend_that_lacks_something_gets_a_sentence(folder: Path) 
     assert (said.status, told.status) == (1, 1)
     assert problems(said) == [
         "Backend 'gone' at http://127.0.0.1:9: connection refused. Start it, or correct its base_url.",
+        "Backend 'container' at http://no-such-host.invalid:8000: host name not found. Correct its base_url, or start "
+        "it: a container's name is known only while it runs.",
         f"Backend 'other' at {engine.root} is vllm, not llamacpp. Correct its kind or leave it out.",
         f"Backend 'closed' at {closed.root}: answered 401: check api_key. Set its api_key "
         "(ILLM_BACKENDS__NAME__API_KEY) as the engine has it.",
         "Backend 'pinned' does not list 'large'. It has: m",
     ]
     assert told.json["problems"] == problems(said)
-    assert [one["state"] for one in told.json["backends"]] == ["down", "ready", "down", "ready"]
+    assert [one["state"] for one in told.json["backends"]] == ["down", "down", "ready", "down", "ready"]
 
 
 async def test_an_engine_that_is_still_loading(folder: Path) -> None:
