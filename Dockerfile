@@ -12,10 +12,18 @@ COPY pyproject.toml constraints.txt ./
 RUN python -m venv --without-pip /opt/illm \
  && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > needs.txt \
  && pip --python /opt/illm/bin/python install --no-cache-dir --constraint constraints.txt --requirement needs.txt
-COPY README.md LICENSE ./
+# The hot path is translated to C (docs/data-path.md has what that saves). COMPILE=0 leaves it as it is, and needs no compiler.
+ARG COMPILE=1
+RUN [ "$COMPILE" != 1 ] || { \
+      apt-get -qq update && apt-get -qq install --yes --no-install-recommends gcc libc6-dev \
+      && python -m venv /build && /build/bin/pip install --no-cache-dir --constraint constraints.txt --requirement needs.txt mypy 'setuptools>=77' types-PyYAML; }
+COPY README.md LICENSE setup.py ./
 COPY proxy proxy
 COPY launchers launchers
-RUN pip --python /opt/illm/bin/python install --no-cache-dir --no-deps .
+RUN if [ "$COMPILE" = 1 ]; then \
+      COMPILE=1 /build/bin/pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir /wheel . ; \
+    else pip wheel --no-cache-dir --no-deps --wheel-dir /wheel . ; fi \
+ && pip --python /opt/illm/bin/python install --no-cache-dir --no-deps /wheel/*.whl
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="illm" \

@@ -53,7 +53,7 @@ def passed() -> dict[str, float]:
         tempfile.TemporaryDirectory() as one,
         tempfile.TemporaryDirectory() as two,
         stand_ins(["vllm"], other) as ports,
-        running(TARGETS["illm"], ports["vllm"], Path(one), core) as gateway,
+        running(TARGETS["illm-interpreted"], ports["vllm"], Path(one), core) as gateway,
         running(TARGETS["uvicorn"], 0, Path(two), core) as floor,
     ):
         pairs: dict[str, list[float]] = {name: [] for name in SLICES}

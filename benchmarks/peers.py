@@ -33,7 +33,17 @@ from tests.conformance.report import write_between_marks
 from tests.engines.install import CannotBeHad
 
 RESULTS: Final = ROOT / "benchmarks/results"
-USUAL: Final = ("illm", "nginx", "vllm-router", "sglang-router", "litellm", "illm-tgi", "illm-ollama", "illm-2-workers")
+USUAL: Final = (
+    "illm",
+    "nginx",
+    "vllm-router",
+    "sglang-router",
+    "litellm",
+    "illm-interpreted",
+    "illm-tgi",
+    "illm-ollama",
+    "illm-2-workers",
+)
 PLOTTED: Final = (
     *("request_32_us", "request_32_100k_us", "chunk_100_us", "chunk_1000_us"),
     *("chunk_100_ttft_p50_ms", "chunk_100_ttft_p99_ms", "rss_mb", "start_ms"),
@@ -53,7 +63,7 @@ def chosen(names: Sequence[str]) -> tuple[list[Target], dict[str, str]]:
         try:
             if name == "illm-2-workers" and not has_workers():
                 raise CannotBeHad("`illm serve` has no --workers")
-            version(target)  # a peer is fetched for it
+            version(target)  # a peer is fetched for it, illm compiled
         except CannotBeHad as why:
             skipped[name] = str(why).partition(", see ")[0]  # a path of this machine's is nothing to publish
             say(f"{name} is left out: {why}")

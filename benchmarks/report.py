@@ -22,6 +22,7 @@ DIRECT: Final = "direct"
 BASES: Final = (PEER, "uvicorn", FLOOR)
 TITLES: Final = {
     "litellm": "LiteLLM",
+    "illm-interpreted": "illm, not compiled",
     "illm-tgi": "illm before TGI",
     "illm-ollama": "illm before Ollama",
     "illm-2-workers": "illm --workers 2",
@@ -30,7 +31,7 @@ TITLES: Final = {
     DIRECT: "the engine asked directly",
 }
 BESIDE: Final = (MEASURED, PEER, "sglang-router", "litellm", FLOOR)
-VARIANTS: Final = (MEASURED, "illm-tgi", "illm-ollama", "illm-2-workers", "illm-renamed", "uvicorn")
+VARIANTS: Final = (MEASURED, "illm-interpreted", "illm-tgi", "illm-ollama", "illm-2-workers", "illm-renamed", "uvicorn")
 
 
 @dataclass(frozen=True, slots=True)

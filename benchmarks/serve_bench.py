@@ -79,7 +79,7 @@ def measured(rounds: int, prompts: int, concurrency: int, folder: Path) -> Ways:
     found: dict[str, list[Mapping[str, float]]] = {"direct": [], "through illm": []}
     with (
         servers.vllm(chat, folder, MODEL, "--max-model-len", "4096") as engine,
-        running(illm("illm"), engine.port, folder, None) as (_, port, _),
+        running(illm("illm", compiled=False), engine.port, folder, None) as (_, port, _),
     ):
         ways = [("direct", engine.port), ("through illm", port)]
         ask(engine.port, folder, chat, prompts, concurrency)  # its first answers are slow

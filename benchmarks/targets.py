@@ -20,7 +20,9 @@ from benchmarks.install import PEERS, ensure_peer
 from benchmarks.load import KEY
 from benchmarks.processes import ROOT, free_port
 from benchmarks.upstream import MODEL
+from tests.engines.install import CannotBeHad, cache
 
+COMPILED: Final = cache() / "compiled"
 Prepare = Callable[[int, int, Path], Sequence[str | Path]]  # own port, upstream's port, scratch folder -> command
 
 
@@ -36,10 +38,13 @@ class Target:
     patience: float = 20.0  # seconds for a start
     settle: float = 0.5  # seconds from then until it is measured
     exact: bool = True  # its streams have as many chunks as the engine's
+    compiled: bool = False  # it runs from COMPILED, which `ensure_compiled` makes
 
 
-def illm(name: str, *words: str, kind: str = "vllm", models: Mapping[str, Any] | None = None) -> Target:
-    """A gateway in front of one engine of that kind."""
+def illm(
+    name: str, *words: str, kind: str = "vllm", models: Mapping[str, Any] | None = None, compiled: bool = True
+) -> Target:
+    """A gateway in front of one engine of that kind; `compiled` as the Docker image has it, else as a checkout runs."""
 
     def prepare(port: int, upstream: int, scratch: Path) -> list[str]:
         backend = {"kind": kind, "base_url": f"http://127.0.0.1:{upstream}"}
@@ -52,7 +57,8 @@ def illm(name: str, *words: str, kind: str = "vllm", models: Mapping[str, Any] |
         config.write_text(json.dumps(settings))
         return [sys.executable, "-m", "proxy.cli", "serve", "--config", str(config), *words]
 
-    return Target(name, prepare, upstream=kind)
+    elsewhere = {"PYTHONPATH": str(COMPILED), "PYTHONSAFEPATH": "1"}  # instead of this checkout
+    return Target(name, prepare, upstream=kind, environment=elsewhere if compiled else {}, compiled=compiled)
 
 
 def _uvicorn(port: int, upstream: int, scratch: Path) -> list[str]:
@@ -123,10 +129,21 @@ _ALL: Final = (
     illm("illm-tgi", kind="tgi"),
     illm("illm-ollama", kind="ollama"),
     illm("illm-2-workers", "--workers", "2"),
+    illm("illm-interpreted", compiled=False),
     illm("illm-renamed", models=_RENAMED),  # the engine's name for the model is replaced in every chunk
     Target("uvicorn", _uvicorn),  # answers by itself: the floor for a Python server
 )
+_VENV: Final = {"ILLM_VENV": sys.prefix}
 TARGETS: Final[Mapping[str, Target]] = {target.name: target for target in _ALL}
+
+
+def ensure_compiled() -> None:
+    """Make COMPILED from this checkout, unless it is fresh (blocks, a minute). Raises `CannotBeHad`."""
+    done = subprocess.run(
+        [ROOT / "scripts/compile", COMPILED], capture_output=True, text=True, check=False, env={**os.environ, **_VENV}
+    )
+    if done.returncode:
+        raise CannotBeHad(f"the hot path can't be compiled here: {done.stderr.strip().rpartition(chr(10))[2]}")
 
 
 def has_workers() -> bool:
@@ -136,7 +153,9 @@ def has_workers() -> bool:
 
 
 def version(target: Target) -> str:
-    """What runs under that name, in a few characters; the program has been got before."""
+    """What runs under that name, in a few characters; what is missing of it is got. Raises `CannotBeHad`."""
+    if target.compiled:
+        ensure_compiled()
     if target.peer == "nginx":
         said = subprocess.run([ensure_peer("nginx"), "-v"], capture_output=True, text=True, check=False).stderr
         return said.strip().rpartition("/")[2]

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from proxy.errors import KINDS
 
@@ -23,7 +23,7 @@ OTHER: Final = "_other"
 BUCKETS: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
 )  # fmt: skip
-_BOUNDS: Final = (*(repr(bound) for bound in BUCKETS), "+Inf")
+_BOUNDS: Final = (*map(repr, BUCKETS), "+Inf")
 
 BackendState = Literal["ready", "loading", "launchable", "down", "unknown"]
 STATES: Final[tuple[BackendState, ...]] = ("ready", "loading", "down", "unknown")
@@ -127,8 +127,7 @@ class Series:
 Key = tuple[str, str, str]  # endpoint, model, backend
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
+class Counted(NamedTuple):
     """What one process has counted since its start."""
 
     series: Mapping[Key, Series]

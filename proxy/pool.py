@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from proxy.breaker import Breaker
 from proxy.dialects.base import EngineKind, Target
@@ -55,8 +55,7 @@ class EngineState:
     progress: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """What one process knows of a backend, for others that don't ask it themselves."""
 
     name: str

@@ -1,10 +1,12 @@
 """What all tests share: the fixtures of real engines, and how hypothesis runs. A test whose engine can't be had here is
-skipped, and so is one that is marked slow, unless SLOW_TESTS=1 (as in CI)."""
+skipped, and so is one that is marked slow, unless SLOW_TESTS=1 (as in CI), or interpreted, where proxy is compiled."""
 
 import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+import proxy.relay
 
 pytest_plugins = ["tests.engines.fixtures"]
 
@@ -14,8 +16,12 @@ settings.load_profile("illm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    unwanted = {}
     if os.environ.get("SLOW_TESTS") != "1":
-        skip = pytest.mark.skip(reason="slow: SLOW_TESTS=1 runs it")
-        for item in items:
-            if "slow" in item.keywords:
+        unwanted["slow"] = pytest.mark.skip(reason="slow: SLOW_TESTS=1 runs it")
+    if not proxy.relay.__file__.endswith(".py"):
+        unwanted["interpreted"] = pytest.mark.skip(reason="puts something else in the place of a compiled part")
+    for item in items:
+        for name, skip in unwanted.items():
+            if name in item.keywords:
                 item.add_marker(skip)

@@ -76,7 +76,7 @@ def python_image(docker: Docker) -> str:
             return image
     if docker.run("pull", PYTHON, seconds=PULLING).returncode == 0:
         return PYTHON
-    archive = install.ensure_recipe("python-image", install.Recipe(RELEASE, "image.tar", _build_python)).absolute()
+    archive = install.ensure_recipe("python-image", install.Recipe(f"{RELEASE}-dev", "image.tar", _build_python)).absolute()
     docker("import", "-c", "ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt", str(archive), STAND_IN)
     return STAND_IN
 
@@ -153,7 +153,7 @@ def _build_python(place: install.Place) -> None:
     """Debian with its Python, for want of the real image: the same commands in the same places."""
     _install("debootstrap", "debootstrap")
     root = place.home / "root"
-    packages = "python3,python3-venv,python3-pip,ca-certificates"
+    packages = "python3,python3-venv,python3-pip,python3-dev,ca-certificates"
     place.run("debootstrap", "--variant=minbase", f"--include={packages}", RELEASE, root, install.debian_mirror())
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
     # Whoever this machine trusts; there may be a proxy between it and the package index.

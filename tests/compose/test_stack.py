@@ -186,11 +186,13 @@ def inside_it_is_safe(stack: Stack) -> None:
     """Not root, nothing can be written, nothing can be built or installed, and the command line is there."""
     script = (
         "id -u; touch /app/new 2>/dev/null && echo written; python -c 'import pip' 2>/dev/null && echo pip; "
-        "command -v gcc cc make; cat /proc/self/status | grep CapEff; illm models; illm check"
+        "command -v gcc cc make; cat /proc/self/status | grep CapEff; "
+        "python -c 'import proxy.relay; print(proxy.relay.__file__)'; illm models; illm check"
     )
     done = stack.docker.run(*stack.words, "exec", "-T", "gateway", "sh", "-c", script, **stack.env)
-    user, capabilities, *said = done.stdout.splitlines()
+    user, capabilities, relay, *said = done.stdout.splitlines()
     assert user == "10001"
+    assert relay.endswith(".so"), "the hot path is compiled"
     assert capabilities.split()[-1] == "0" * 16
     text = "\n".join(said)
     assert CHAT in text

@@ -413,6 +413,7 @@ async def test_not_after_a_comment() -> None:
         assert len(a.got) + len(b.got) == 1
 
 
+@pytest.mark.interpreted
 async def test_a_late_connection_of_a_fan_out_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of two engine streams runs already when the other's connection is refused."""
     heard = asyncio.Event()

@@ -53,6 +53,7 @@ async def test_trailers_do_not_reach_the_next_answer() -> None:
             assert "x-of-another" not in answer.headers
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(("stale", "sent", "status"), [(0.0, 2, 503), (9.0, 3, 200)])
 async def test_only_what_breaks_at_once_is_sent_anew(
     monkeypatch: pytest.MonkeyPatch, stale: float, sent: int, status: int

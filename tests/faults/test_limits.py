@@ -138,6 +138,7 @@ class Tap:
         self.open = False
 
 
+@pytest.mark.interpreted
 async def test_what_was_held_already_counts_too() -> None:
     """A client that is slow when the pump begins: reading goes on only when it has drained."""
     slow = Slow()

@@ -9,6 +9,8 @@ import pytest
 from proxy.connection import ConnectionLost
 from proxy.exchange import HOLD, Exchange, TooLong
 
+pytestmark = pytest.mark.interpreted  # `Wire` is no Connection
+
 
 class Wire:
     """Stands for a connection: says what was asked of it."""
