@@ -11,7 +11,6 @@ Not here: what a request means. It knows no endpoint and no error of the house b
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, cast
 from urllib.parse import unquote
@@ -26,13 +25,14 @@ from proxy.wire import dump_error
 
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
-MAX_HEAD: Final = 64 * 1024  # bytes of a request's head, or of its trailers
-MAX_HEADERS: Final = 256  # trailers included
+MAX_HEAD: Final = 64 * 1024  # bytes of a request's head, of its trailers, or between two pieces of its body
+MAX_HEADERS: Final = 256  # and as many trailers
 AHEAD: Final = 256 * 1024  # bytes that are held of a body that nobody reads yet, or of requests sent ahead
 DISCARD: Final = 1024 * 1024  # bytes of a body that are read for nothing, after its answer, to keep the connection
 STALLED: Final = 300.0  # seconds for which a client may read nothing of its answer
 LINGER: Final = 0.5  # seconds in which a refused client may still send, so that it reads why before a reset
 TOO_LARGE: Final = "The request's headers are too large."
+_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 
@@ -60,22 +60,22 @@ class ClientConnection(asyncio.Protocol):
         self._ends: dict[str, Any] = {}  # the scope's members that are the connection's
         self._request: ClientRequest | None = None  # being answered
         self._incoming: ClientRequest | None = None  # being read: that one, or the last of those that wait
-        self._waiting: deque[ClientRequest] = deque()  # behind it
+        self._waiting: list[ClientRequest] = []  # behind it
         self._url = b""
         self._last_url = b""
         self._where: dict[str, Any] = {}  # the scope's members that follow from it: mostly the same again
         self._headers: list[tuple[bytes, bytes]] = []
-        self._head = 0  # bytes read of a head that isn't complete
-        self._reading_head = False
-        self._ahead: deque[bytes] = deque()  # not parsed yet
+        self._head = 0  # bytes read since anything was complete: of a head, of trailers
+        self._stopped = False  # the parser, behind a head that asks for another protocol
+        self._ahead: list[bytes] = []  # not parsed yet
         self._ahead_size = 0
         self._deaf = False  # whatever still comes is thrown away
         self._closing = False
         self._reading = True
         self.slow = False  # the client reads too slowly
-        self._writable = asyncio.Event()  # it doesn't
-        self._writable.set()
+        self._held_up: list[asyncio.Future[None]] = []  # who waits until it doesn't
         self._since = self.loop.time()  # of the last change between busy, idle and stalled
+        self._unread = 0  # bytes that a slow client had not read at the last look
         self._timer = self.loop.call_later(self._idle_limit, self._look)
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------
@@ -96,8 +96,7 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        request = self._request
-        if request is None or (request is self._incoming and not request.read):
+        if self._hungry():
             self._feed(data)
             return
         self._ahead.append(data)  # the one before isn't answered yet
@@ -112,20 +111,21 @@ class ClientConnection(asyncio.Protocol):
         self._state.connections.discard(self)
         self._timer.cancel()
         self._ahead.clear()
+        for waiting in self._waiting:
+            del waiting.scope["illm.client"]
         self._waiting.clear()
         if self._request is not None:
             self._request.on_left()
-        self.resume_writing()
-        self._parser = None  # it refers back to this
+        self._parser = self._request = self._incoming = None  # they refer back to this
+        self._let_go()  # nobody waits any more, but a client that was slow hasn't caught up
 
     def pause_writing(self) -> None:
         self.slow = True
-        self._writable.clear()
         self._since = self.loop.time()
 
     def resume_writing(self) -> None:
         self.slow = False
-        self._writable.set()
+        self._let_go()
         request = self._request
         if request is not None and request.resumed is not None:
             request.resumed()
@@ -134,6 +134,8 @@ class ClientConnection(asyncio.Protocol):
         """The server wants to end: close once nothing is under way."""
         if self._request is None:
             self._transport.close()
+        elif self._request.complete:  # only the rest of its body is still to come
+            self._close_gently()
         else:
             self._request.keep_alive = False
 
@@ -142,7 +144,6 @@ class ClientConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = b""
         self._headers = []
-        self._reading_head = True
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -153,8 +154,12 @@ class ClientConnection(asyncio.Protocol):
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._reading_head = False
+        self._head = 0
+        if self._stopped:  # the head that only frames the body
+            self._stopped = False
+            return
         parser = self._parser
+        self._stopped = parser.should_upgrade()
         version: str = parser.get_http_version()
         if self._url != self._last_url:
             self._where, self._last_url = _where(self._url), self._url
@@ -165,6 +170,7 @@ class ClientConnection(asyncio.Protocol):
             "method": parser.get_method().decode("ascii"),
             "headers": self._headers,
         }
+        self._headers = []  # for the trailers, which are read and left at that
         request = ClientRequest(self, scope, version != "1.0" and parser.should_keep_alive())
         scope["illm.client"] = request
         self._incoming = request
@@ -174,6 +180,7 @@ class ClientConnection(asyncio.Protocol):
             self._waiting.append(request)
 
     def on_body(self, body: bytes) -> None:
+        self._head = 0
         request = self._incoming
         assert request is not None
         held = request.on_body(body)
@@ -184,6 +191,9 @@ class ClientConnection(asyncio.Protocol):
             self._pause()
 
     def on_message_complete(self) -> None:
+        self._head = 0
+        if self._stopped:  # its body wasn't looked for
+            return
         request = self._incoming
         assert request is not None
         request.on_end()
@@ -196,7 +206,10 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write(data)
 
     async def drained(self) -> None:
-        await self._writable.wait()
+        if self.slow and self._request is not None:  # None: the client left
+            waiter = self.loop.create_future()
+            self._held_up.append(waiter)
+            await waiter
 
     def want_body(self) -> None:
         """What was held of a body is taken: read on."""
@@ -224,15 +237,31 @@ class ClientConnection(asyncio.Protocol):
     def _next(self) -> None:
         """To the next request, which may have come already."""
         self._request = None
+        if self._closing:
+            return
         if self._waiting:
-            self._start(self._waiting.popleft())
+            self._start(self._waiting.pop(0))
         elif self._deaf:
             self._close_gently()
             return
         self._resume()
-        ahead, self._ahead, self._ahead_size = self._ahead, deque(), 0
-        while ahead:
-            self.data_received(ahead.popleft())
+        while self._ahead and self._hungry() and not self._deaf:
+            data = self._ahead.pop(0)
+            self._ahead_size -= len(data)
+            self._feed(data)
+        if self._ahead_size > AHEAD and not self._deaf:
+            self._pause()
+
+    def _let_go(self) -> None:
+        held_up, self._held_up = self._held_up, []
+        for waiter in held_up:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _hungry(self) -> bool:
+        """Is what comes next to be parsed at once, and not held until the request before it is answered?"""
+        request = self._request
+        return request is None or (request is self._incoming and not request.read)
 
     def _start(self, request: ClientRequest) -> None:
         self._request = request
@@ -249,18 +278,27 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.close()
 
     def _feed(self, data: bytes) -> None:
-        self._head = self._head + len(data) if self._reading_head else len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # served as if it hadn't asked for another protocol
-            if self._incoming is not None:
-                self._incoming.keep_alive = False
-        except httptools.HttpParserError as exc:
-            many = isinstance(exc.__context__, TooManyHeaders)
-            self._refuse(TOO_LARGE if many else f"This is not an HTTP/1.1 request ({exc}).")
-            return
-        if self._reading_head and self._head > MAX_HEAD:
+        self._head += len(data)
+        while True:
+            try:
+                self._parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as stop:
+                data = self._framing() + data[stop.args[0] :]
+            except httptools.HttpParserError as exc:
+                many = isinstance(exc.__context__, TooManyHeaders)
+                self._refuse(TOO_LARGE if many else f"This is not an HTTP/1.1 request ({exc}).")
+                return
+        if self._head > MAX_HEAD:
             self._refuse(TOO_LARGE)
+
+    def _framing(self) -> bytes:
+        """What another parser is told first, so that it reads on behind a head at which the last one stopped: that
+        request is served as if it hadn't asked for another protocol."""
+        assert self._incoming is not None
+        self._parser = httptools.HttpRequestParser(self)
+        lines = [b"%b: %b\r\n" % pair for pair in self._incoming.headers if pair[0] in _FRAMING]
+        return b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(lines)
 
     def _refuse(self, message: str) -> None:
         """400, unless an answer has begun or is due for a request before it; the connection ends either way."""
@@ -270,7 +308,7 @@ class ClientConnection(asyncio.Protocol):
         if request is not None and request.read and not request.complete:
             self._deaf = True
             if self._waiting and not self._waiting[-1].read:
-                self._waiting.pop()
+                del self._waiting.pop().scope["illm.client"]
             return
         if request is None or not request.started:
             body = dump_error(error("invalid_value", message))
@@ -307,6 +345,10 @@ class ClientConnection(asyncio.Protocol):
     def _look(self) -> None:
         """Now and then: is it idle, or its client stalled, for too long?"""
         busy = self._request is not None and not self._request.complete
+        if self.slow:
+            unread = self._transport.get_write_buffer_size()
+            if unread != self._unread:  # it reads, if slowly
+                self._unread, self._since = unread, self.loop.time()
         limit = STALLED if self.slow else self._idle_limit
         left = limit - (self.loop.time() - self._since)
         if busy and not self.slow:
@@ -314,7 +356,7 @@ class ClientConnection(asyncio.Protocol):
         elif left <= 0:
             self._transport.abort()
             return
-        self._timer = self.loop.call_later(left, self._look)
+        self._timer = self.loop.call_later(min(left, self._idle_limit), self._look)
 
 
 def _where(url: bytes) -> dict[str, Any]:

@@ -67,7 +67,9 @@ class ClientRequest:
         self._body: list[bytes] = []
         self._size = 0
         self._told = False  # the application has all of it
-        self._continue = self.names.get(b"expect", b"").lower() == b"100-continue"  # its body comes when told so
+        self._continue = (  # its body comes when told so
+            self.names.get(b"expect", b"").lower() == b"100-continue" and scope["http_version"] != "1.0"
+        )
         self._watch: Callable[[], object] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._head: bytes | None = None  # not written yet
@@ -137,6 +139,8 @@ class ClientRequest:
     def begin(self, status: int, headers: RawHeaders) -> None:
         """The head, which leaves with the first of the body. Raises `ValueError` for a header with a line break."""
         self._chunked = False
+        if self._continue and not self.read:  # nobody can tell whether that body still comes
+            self.keep_alive = False
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         lines += [b"%b: %b\r\n" % pair for pair in self._carrier.head_lines()]
         lines += [b"%b: %b\r\n" % pair for pair in headers]

@@ -170,7 +170,7 @@ class Connection(asyncio.Protocol):
         return None  # close: the parser decides in connection_lost whether that was the end of the body
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self._transport = self._parser = None  # the parser refers back to this
         receiver = self._receiver
         self._forget()
         if receiver is None:

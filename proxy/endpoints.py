@@ -56,6 +56,8 @@ RELAYED: Final[dict[str, Endpoint]] = {
 }
 # What must be there, besides the model; the engine checks the rest.
 REQUIRED: Final[dict[Endpoint, str]] = {"chat": "messages", "completions": "prompt", "embeddings": "input"}
+# Whose body it is likely to be if what must be there isn't, but this is.
+_MEANT: Final = {"input": "/v1/responses", "messages": "/v1/chat/completions", "prompt": "/v1/completions"}
 _AUDIO_IN: Final = frozenset(("transcriptions", "translations"))
 _KINDS: Final[tuple[str, ...]] = get_args(EngineKind)
 
@@ -137,7 +139,7 @@ class RelayEndpoint:
             return Request(self._endpoint, b"", None, form, _flag(parts, "stream"), int(time())), model, framework
         needed = REQUIRED.get(self._endpoint)
         if needed is not None and needed not in parts:
-            raise error("missing_required_parameter", f"`{needed}` is missing.", param=needed)
+            raise error("missing_required_parameter", f"`{needed}` is missing.{_meant(parts)}", param=needed)
         added = {name: value for name, value in self._defaults.items() if _absent(parts, name)}
         if added:
             parts |= added
@@ -160,9 +162,7 @@ class LocalEndpoint:
         answered = self._answer(scope)
         status, content_type, body = answered if isinstance(answered, tuple) else await answered
         call: Call = scope["illm.call"]
-        await Client(call, scope["illm.client"]).respond(
-            status, content_type, b"" if scope["method"] == "HEAD" else body, []
-        )
+        await Client(call, scope["illm.client"]).respond(status, content_type, body, [])  # no body for HEAD
 
 
 async def read_body(client: ClientRequest, limit: int) -> bytes:
@@ -208,6 +208,13 @@ def _defaults(endpoint: Endpoint, settings: Defaults) -> Members:
     values = settings.model_dump(exclude_none=True)
     names = DEFAULTS.get(endpoint, {})
     return {theirs: Raw(dump(values[ours])) for ours, theirs in names.items() if ours in values}
+
+
+def _meant(parts: Members) -> str:
+    for name, path in _MEANT.items():
+        if name in parts:
+            return f" A body with `{name}` is one for {path}."
+    return ""
 
 
 def _absent(parts: Members, name: str) -> bool:

@@ -149,7 +149,8 @@ class Edge:
             scope["path"] = scope["path"].rstrip("/")
         peer = scope.get("client")
         client = peer[0] if peer else ""
-        if client in LOOPBACK and (forwarded := names.get(b"x-forwarded-for")) is not None:
+        if client in LOOPBACK and b"x-forwarded-for" in names:  # the last of several is that proxy's own
+            forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"][-1]
             client = forwarded.rpartition(b",")[2].strip().decode("latin-1")
         call = Call(
             id=request_id(names.get(b"x-request-id")),

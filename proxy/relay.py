@@ -88,6 +88,14 @@ class Client:
             await self.request.drained()
         self.request.end()
 
+    def cut_short(self) -> bool:
+        """Is all said, but to a client that reads too slowly? Then there is no more waiting for it."""
+        if self._ending and self.request.started:
+            self.request.end()
+        elif self._ending:
+            self.call.failed(shutting_down())
+        return self._ending
+
     @property
     def open(self) -> bool:
         """May something be written that isn't the answer? Not behind its end, nor to a client that doesn't read."""
@@ -141,7 +149,8 @@ async def relay(
                 client.call.status = CLIENT_LEFT
         else:  # the server's patience with this call is over
             task.uncancel()
-            await _fail(client, endpoint, shutting_down())
+            if not client.cut_short():
+                await _fail(client, endpoint, shutting_down())
     finally:
         answer.close()
         request.watch(None)
@@ -162,6 +171,7 @@ async def _deliver(client: Client, opened: Opened) -> None:
     answer = opened.answer
     call = client.call
     if isinstance(answer, Whole):
+        opened.close()  # a client that reads slowly holds no place at an engine that is done
         call.usage = answer.usage
         if not call.started:
             await client.respond(200, answer.content_type, answer.body, answer.headers)
@@ -187,6 +197,7 @@ async def _deliver(client: Client, opened: Opened) -> None:
             raise Unsayable from None
         client.write(last_words)
     call.usage = next((s.decoder.usage for s in answer.sources if s.decoder.usage is not None), None)
+    opened.close()  # as above
     await client.finish()
 
 

@@ -11,7 +11,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from proxy.connection import ConnectFailed, Connection
@@ -31,8 +31,7 @@ class Limits:
     keep: float = 4.0  # an unused connection; engines close theirs after 5 s
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a base URL leads: what a connection needs, and what every request to it begins with."""
 
     host: str
@@ -66,6 +65,7 @@ class Connections:
         self._limits = limits
         self._context = context
         self._idle: list[Connection] = []  # the most recently used last
+        self._opening = 0  # connections that are being made
 
     def take(self) -> Connection | None:
         """A kept connection that is still open; never waits."""
@@ -79,6 +79,7 @@ class Connections:
         """A new connection. Raises `ConnectFailed`."""
         origin = self.origin
         where = f"{origin.host}:{origin.port}"
+        self._opening += 1
         try:
             async with asyncio.timeout(self._limits.connect):
                 _, connection = await self.loop.create_connection(
@@ -90,6 +91,8 @@ class Connections:
             raise ConnectFailed(f"TLS with {where} failed: {tls.reason or tls}") from None
         except OSError as exc:
             raise ConnectFailed(f"{where}: {_plain(exc)}") from None
+        finally:
+            self._opening -= 1
         return connection
 
     def keep(self, connection: Connection) -> None:
@@ -122,6 +125,11 @@ class Connections:
     @property
     def open(self) -> int:
         return len(self._idle) + len(self.active)
+
+    @property
+    def unused(self) -> bool:
+        """Is there none, and will there be none soon?"""
+        return not (self.open or self._opening)
 
 
 class Transport:
@@ -168,7 +176,7 @@ class Transport:
         loop = asyncio.get_running_loop()
         for origin, connections in list(self._origins.items()):
             connections.sweep(loop.time())
-            if not connections.open:  # an engine that was launched anew has another port
+            if connections.unused:  # an engine that was launched anew has another port
                 del self._origins[origin]
         self._sweeper = loop.call_later(SWEEP, self._sweep)
 

@@ -76,7 +76,9 @@ def python_image(docker: Docker) -> str:
             return image
     if docker.run("pull", PYTHON, seconds=PULLING).returncode == 0:
         return PYTHON
-    archive = install.ensure_recipe("python-image", install.Recipe(f"{RELEASE}-dev", "image.tar", _build_python)).absolute()
+    archive = install.ensure_recipe(
+        "python-image", install.Recipe(f"{RELEASE}-dev", "image.tar", _build_python)
+    ).absolute()
     docker("import", "-c", "ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt", str(archive), STAND_IN)
     return STAND_IN
 

@@ -247,6 +247,10 @@ REFUSALS: dict[str, tuple[str, str, bytes | None, int, str | None, str]] = {
     "a model that is none": ("POST", CHATS, b'{"model":5,"messages":[]}', 400, "invalid_value", "`model`"),
     "unknown model": ("POST", CHATS, b'{"model":"x","messages":[]}', 404, "model_not_found", "pub"),
     "nothing said": ("POST", CHATS, b'{"model":"pub"}', 400, "missing_required_parameter", "`messages`"),
+    "a body for responses": ("POST", CHATS, b'{"model":"pub","input":[]}', 400, "missing_required_parameter",
+                             "`messages` is missing. A body with `input` is one for /v1/responses."),
+    "a body for chats": ("POST", "/completions", b'{"model":"pub","messages":[]}', 400, "missing_required_parameter",
+                         "`prompt` is missing. A body with `messages` is one for /v1/chat/completions."),
     "no prompt": ("POST", "/v1/completions", b'{"model":"pub"}', 400, "missing_required_parameter", "`prompt`"),
     "no input": ("POST", "/v1/embeddings", b'{"model":"pub"}', 400, "missing_required_parameter", "`input`"),
     "unknown path": ("GET", "/v1/nothing/like/it", None, 404, "unknown_url", "/v1/nothing/like/it"),
@@ -289,6 +293,7 @@ async def test_a_body_over_the_limit() -> None:
         assert not upstream.got
 
 
+@pytest.mark.interpreted
 @one_loop
 async def test_a_bug_shows_no_traceback(
     gate: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
