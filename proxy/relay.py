@@ -208,34 +208,51 @@ async def _pump(client: Client, opened: Opened, source: Source) -> None:
             source = await source.opening
         except TransportError as exc:
             raise opened.broken(exc) from None
-    exchange, decoder, decoded = source.exchange, source.decoder, source.decoded
-    linger: asyncio.TimerHandle | None = None
-
-    def wrote(out: bytes) -> None:
-        nonlocal linger
-        if decoded:  # the beginning, or another stream's piece that came before this one
-            out = b"".join([*decoded, out])
-            decoded.clear()
-        if out:
-            client.answer(out)
-        if decoder.cut:
-            exchange.finish()
-        elif decoder.done and linger is None:
-            linger = client.loop.call_later(LINGER, exchange.finish)
-
+    decoder = source.decoder
+    pieces = Pieces(client, source)
     try:
-        wrote(b"")
+        pieces.write(b"")
         if source.failed is not None:
             raise source.failed
-        await exchange.pump(lambda data: wrote(decoder.feed(data)))
+        await source.exchange.pump(pieces.take)
         if not decoder.done:
-            wrote(decoder.flush())
+            pieces.write(decoder.flush())
     except TransportError as exc:
         if not decoder.done:
             raise opened.broken(exc) from None
     finally:
-        if linger is not None:
-            linger.cancel()
+        pieces.close()
+
+
+class Pieces:
+    """From one engine stream's reads to the client's. (As a closure it would be a circle where this is compiled.)"""
+
+    def __init__(self, client: Client, source: Source) -> None:
+        self._client = client
+        self._exchange = source.exchange
+        self._decoder = source.decoder
+        self._decoded = source.decoded
+        self._linger: asyncio.TimerHandle | None = None
+
+    def take(self, data: bytes) -> None:
+        """What was read: decode and write it."""
+        self.write(self._decoder.feed(data))
+
+    def write(self, out: bytes) -> None:
+        """What was decoded, behind what was before. At the end marker the engine has a moment to end its answer."""
+        if self._decoded:  # the beginning, or another stream's piece that came before this one
+            out = b"".join([*self._decoded, out])
+            self._decoded.clear()
+        if out:
+            self._client.answer(out)
+        if self._decoder.cut:
+            self._exchange.finish()
+        elif self._decoder.done and self._linger is None:
+            self._linger = self._client.loop.call_later(LINGER, self._exchange.finish)
+
+    def close(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
 
 
 class Unsayable(Exception):

@@ -190,6 +190,7 @@ async def slow_at_the_end(gate: Running, one: Client, told: asyncio.Event) -> Cl
     return connection
 
 
+@pytest.mark.interpreted  # looks into coroutines
 async def test_the_server_s_end_adds_nothing_to_a_stream_that_has_its_own() -> None:
     told = asyncio.Event()
     async with scene(ends_when(told)) as (_, gate), client(gate.url) as one:
@@ -203,6 +204,7 @@ async def test_the_server_s_end_adds_nothing_to_a_stream_that_has_its_own() -> N
         assert (line["status"], line.get("code")) == (200, None)
 
 
+@pytest.mark.interpreted  # as above
 @pytest.mark.parametrize("asked", [CHAT, STREAM], ids=["plain", "streamed"])
 async def test_the_server_s_end_meets_an_answer_that_waits_for_its_client(
     asked: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -227,6 +229,7 @@ async def test_the_server_s_end_meets_an_answer_that_waits_for_its_client(
     assert line["code"] == "backend_unavailable"
 
 
+@pytest.mark.interpreted  # as above
 async def test_a_slow_reader_holds_no_place_at_an_engine_that_is_done() -> None:
     told = asyncio.Event()
     async with scene(ends_when(told), backend={"max_in_flight": 1}) as (_, gate), client(gate.url) as one:
@@ -238,6 +241,7 @@ async def test_a_slow_reader_holds_no_place_at_an_engine_that_is_done() -> None:
         assert (await one.rest()).endswith(DONE)
 
 
+@pytest.mark.interpreted  # as above
 async def test_who_leaves_with_the_end_unread_has_left() -> None:
     async def handler(_: Got, line: Line) -> None:
         await line.head(200, SSE)
@@ -311,6 +315,7 @@ async def test_a_connection_that_was_being_made_during_a_sweep_is_swept(monkeypa
             transport.close()
 
 
+@pytest.mark.interpreted  # takes a weak reference
 @pytest.mark.parametrize("how", ["answered", "refused", "left", "left behind another"])
 async def test_a_connection_that_ended_is_freed_at_once(how: str) -> None:
     """Without the garbage collector, which looks less often here than elsewhere."""

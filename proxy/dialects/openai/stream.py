@@ -75,7 +75,7 @@ class PassThroughDecoder:
         self._endpoint = endpoint
         self._target = target
         self._fixer = fixer
-        self._failure = failure or (lambda event: decode_error_event(event, endpoint, target.backend))
+        self._decode_failure = failure
         self._renamer = Renamer(target.public)
         self._marks = _TYPED_MARKS if endpoint in _TERMINAL else _MARKS
         self._always = several or fixer is not None or target.reasoning_field != "passthrough"
@@ -269,6 +269,11 @@ class PassThroughDecoder:
 
     def _marker(self) -> bytes:
         return DONE if self._fixer is None or self._fixer.last else b""
+
+    def _failure(self, event: JsonObject) -> ApiError:
+        if self._decode_failure is not None:
+            return self._decode_failure(event)
+        return decode_error_event(event, self._endpoint, self._target.backend)
 
     def _broken(self, what: str) -> ApiError:
         return error("upstream_invalid_response", f"Backend '{self._target.backend}' {what}.")
