@@ -40,9 +40,10 @@ class TooManyHeaders(Exception):
     """Stops the parser."""
 
 
-class ClientConnection(asyncio.Protocol):
-    """One at a time is answered. What came ahead in the same read is parsed and waits its turn; the rest isn't parsed
-    before."""
+class ClientConnection:
+    """An `asyncio.Protocol`, which it doesn't inherit from: a compiled class with such a base must never be referred to
+    weakly, and that nobody would know. One request at a time is answered. What came ahead in the same read is parsed
+    and waits its turn; the rest isn't parsed before."""
 
     def __init__(
         self,

@@ -79,8 +79,9 @@ class Owner(Protocol):
     def discard(self, connection: Connection) -> None: ...
 
 
-class Connection(asyncio.Protocol):
-    """One connection; carries one call at a time. Owned by its `Owner`, lent out between `start` and the end."""
+class Connection:
+    """An `asyncio.Protocol` (not by inheritance, as `ClientConnection`); carries one call at a time. Owned by its
+    `Owner`, lent out between `start` and the end."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
@@ -165,6 +166,11 @@ class Connection(asyncio.Protocol):
                 return
             self._keep = False  # it said more than it was asked: the answer stands, the connection doesn't
         self._deliver()
+
+    def pause_writing(self) -> None:
+        """A body is in memory already, wherever it waits."""
+
+    def resume_writing(self) -> None: ...
 
     def eof_received(self) -> None:
         return None  # close: the parser decides in connection_lost whether that was the end of the body

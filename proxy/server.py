@@ -16,7 +16,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import uvicorn
 
@@ -134,7 +134,7 @@ def configured(gateway: Gateway, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         gateway.app,
         loop="auto",  # uvloop where it is installed
-        http=ClientConnection,
+        http=cast(type[asyncio.Protocol], ClientConnection),
         proxy_headers=False,
         ws="none",
         lifespan="on",

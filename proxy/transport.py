@@ -11,7 +11,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from proxy.connection import ConnectFailed, Connection
@@ -82,8 +82,11 @@ class Connections:
         self._opening += 1
         try:
             async with asyncio.timeout(self._limits.connect):
-                _, connection = await self.loop.create_connection(
-                    lambda: Connection(self), origin.host, origin.port, ssl=self._context() if origin.tls else None
+                connection = Connection(self)
+                await self.loop.create_connection(
+                    lambda: cast(asyncio.Protocol, connection),
+                    *(origin.host, origin.port),
+                    ssl=self._context() if origin.tls else None,
                 )
         except TimeoutError:
             raise ConnectFailed(f"no connection to {where} within {self._limits.connect:g} s") from None
