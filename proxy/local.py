@@ -109,7 +109,8 @@ class DemoEngine:
         """Its base URL; None, with a line in the log, where it can't be started."""
         command = (sys.executable, "-m", "launchers.demo", "--host", HOST, "--port", "0", "--exit-with-parent")
         pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+        # Out of the terminal's group: its Ctrl-C is for the gateway, whose end is the end of that input.
+        self._process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, start_new_session=True)
         assert self._process.stdout is not None
         try:
             async with asyncio.timeout(DEMO_START):

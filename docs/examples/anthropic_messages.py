@@ -1,7 +1,7 @@
 """Anthropic's SDK: an answer, a stream, a tool.
 
     pip install anthropic
-    python anthropic_messages.py [MODEL] [QUESTION]
+    python anthropic_messages.py MODEL [QUESTION]
 
 For models of engines that have /v1/messages: vLLM, SGLang, llama-server, Ollama.
 """
@@ -12,7 +12,10 @@ from typing import Any
 
 from anthropic import Anthropic
 
-model = sys.argv[1] if len(sys.argv) > 1 else "demo"
+if len(sys.argv) < 2:
+    print("usage: anthropic_messages.py MODEL [QUESTION]", file=sys.stderr)
+    sys.exit(2)
+model = sys.argv[1]
 question = sys.argv[2] if len(sys.argv) > 2 else "What is the weather in Bern?"
 
 client = Anthropic(

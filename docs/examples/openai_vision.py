@@ -16,6 +16,9 @@ from typing import Any
 
 from openai import OpenAI
 
+if len(sys.argv) < 3:
+    print("usage: openai_vision.py MODEL PICTURE…", file=sys.stderr)
+    sys.exit(2)
 model, pictures = sys.argv[1], sys.argv[2:]
 
 

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     alone = arguments.once is not None or not sys.stdin.isatty()
     if arguments.json and not alone:
         raise UsageError("--json is for a single question: add --once PROMPT, or pipe the question in")
-    prompt = arguments.once if arguments.once is not None else "" if not alone else sys.stdin.read()
+    prompt = arguments.once if arguments.once is not None else "" if not alone else sys.stdin.read().removesuffix("\n")
     if alone and not prompt.strip():
         raise UsageError("there is no question: standard input was empty. Write it there, or add --once PROMPT")
     talk = Conversation(arguments.system, arguments.history)
@@ -52,8 +52,10 @@ def _model(asked: Server, entries: list[dict[str, Any]], alone: bool) -> str | N
     default = asked.get("/healthz", plain=True).get("model") if backend_kinds(asked) else None
     if isinstance(default, str):
         return default
+    if not names:
+        raise Failed(f"no model is there yet: {asked.url} lists none. `illm models` shows when there is one")
     if alone:
-        raise UsageError(f"which model? Name one: illm chat MODEL. {asked.url} has: {', '.join(names) or 'none'}")
+        raise UsageError(f"which model? Name one: illm chat MODEL. {asked.url} has: {', '.join(names)}")
     return None
 
 

@@ -25,6 +25,8 @@ _PROGRAMS: Final[Mapping[str, str]] = {
     "infinity": "infinity_emb",
     "tei": "text-embeddings-router",
 }
+# What the launcher can install for the user: with pip, from a package index.
+INSTALLABLE: Final = frozenset(("vllm", "sglang", "transformers", "infinity"))
 _WEIGHTS: Final = ".gguf"
 _WRONG: Final = ("fatal", "backoff")
 
@@ -91,11 +93,12 @@ def _missing(engine: EngineSettings, auto_install: bool) -> Iterator[str]:
         first = engine.command[0]
         if "{" not in first and _program(first) is None:
             yield f"there is no program {first!r} here, with which its `command` begins."
-    elif not auto_install and engine.kind in _PROGRAMS and _program(_PROGRAMS[engine.kind]) is None:
-        yield (
-            f"there is no `{_PROGRAMS[engine.kind]}` on the path here. Install it, say where it is (`command`), or let "
-            f"it be installed: auto_install: true."
-        )
+    elif engine.kind in _PROGRAMS and _program(_PROGRAMS[engine.kind]) is None:
+        missing = f"there is no `{_PROGRAMS[engine.kind]}` on the path here. Install it, say where it is (`command`), "
+        if engine.kind not in INSTALLABLE:
+            yield f"{missing}or run it in a container (`image`)."
+        elif not auto_install:
+            yield f"{missing}or let it be installed: auto_install: true."
     for name, path in (("model", engine.model), ("mmproj", engine.mmproj)):
         if path is not None and _is_path(path) and not Path(path).exists():
             yield f"its {name} is not there: {path}"

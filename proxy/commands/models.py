@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     elif entries:
         table(COLUMNS, [_row(entry, kinds) for entry in entries], {"STATE": STATES})
     else:
-        of = f" of kind {framework}" if framework else ""
-        say(f"{asked.url} has no models{of}. `illm check` says what it lacks.")
+        said = f" of kind {framework}." if framework else ". `illm check` says what it lacks."
+        say(f"{asked.url} has no models{said}")
     return 0
 
 

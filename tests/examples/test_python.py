@@ -125,3 +125,15 @@ def test_anthropic_messages(run: Run) -> None:
 )
 def test_without_any_words_the_demo_engine_answers(run_bare: Run, name: str, said: str) -> None:
     assert said in run_bare(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("openai_vision.py", ()), ("openai_vision.py", ("m",)), ("anthropic_messages.py", ())]
+)
+def test_what_the_demo_engine_lacks_wants_words(
+    name: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_python(name, words, {}, monkeypatch, capsys)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"usage: {name} MODEL ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,18 @@ import pytest
 
 from tests.engines.gateway import Gateway
 from tests.engines.speech import TEXT
-from tests.examples.support import CHAT, EMBED, HEARING, PNG, SEEING, WAV, environment, run_shell
+from tests.examples.support import (
+    CHAT,
+    EMBED,
+    EXAMPLES,
+    HEARING,
+    PATIENCE,
+    PNG,
+    SEEING,
+    WAV,
+    environment,
+    run_shell,
+)
 
 
 @pytest.fixture
@@ -79,3 +91,10 @@ def test_curl_transcription(settings: dict[str, str], tmp_path: Path) -> None:
     form, as_json = run_shell("curl_transcription.sh", HEARING, file, settings=settings).splitlines()
     assert json.loads(form) == {"text": f"{len(WAV)} bytes of hello.wav"}
     assert json.loads(as_json) == {"text": f"{len(WAV)} bytes of audio.wav"}
+
+
+@pytest.mark.parametrize("name", ["curl_picture.sh", "curl_transcription.sh"])
+@pytest.mark.parametrize("words", [(), ("m",), ("m", "no-such-file")])
+def test_nothing_is_sent_without_a_model_and_a_file(name: str, words: tuple[str, ...]) -> None:
+    done = subprocess.run([EXAMPLES / name, *words], capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"usage: {name} MODEL FILE\n")

@@ -206,6 +206,7 @@ async def test_the_demo_engine_ends_with_the_gateway(how: signal.Signals) -> Non
             await one.send(CHAT_PATH, CHAT | {"model": "demo"})
             assert (await one.answer())[0] == 200
         assert alive(demo)
+        assert os.getpgid(demo) == demo  # a terminal's Ctrl-C is for the gateway alone
         gate.process.send_signal(how)
         async with asyncio.timeout(PATIENCE):
             await gate.process.wait()

@@ -44,7 +44,7 @@ async def test_the_answer_to_what_is_piped_in_and_nothing_else(tmp_path: Path) -
     assert got.path == "/v1/chat/completions"
     assert got.json == {
         "model": "m",
-        "messages": [{"role": "user", "content": "What?\n"}],
+        "messages": [{"role": "user", "content": "What?"}],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -139,6 +139,14 @@ async def test_without_a_name_where_there_are_several(tmp_path: Path) -> None:
 
     assert said.status == 2
     assert said.err == f"illm: which model? Name one: illm chat MODEL. {engine.root}/v1 has: a, b\n"
+
+
+async def test_without_a_name_where_there_is_no_model_yet(tmp_path: Path) -> None:
+    async with gateway({"discovery": {"local": False}, "backends": {}}) as running:
+        said = await illm(tmp_path, "chat", "--base-url", running.url, "--once", "What?")
+
+    assert (said.status, said.out) == (1, "")
+    assert said.err.startswith(f"illm: no model is there yet: {running.url}/v1 lists none. ")
 
 
 async def test_a_server_that_lists_nothing_is_asked_all_the_same(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from launchers.engines.table import ENGINES
+from proxy.commands.check_engines import INSTALLABLE
 from tests.proxy.commands.support import SECRET, Said, illm, scripted
 from tests.proxy.harness import gateway
 from tests.proxy.scripted_launcher import launcher, row
@@ -134,6 +136,7 @@ async def test_engines_whose_files_or_programs_are_not_there(folder: Path) -> No
         "b": {"kind": "llamacpp", "model": "there.gguf", "mmproj": "eyes.gguf", "command": ["sh"]},
         "c": {"kind": "command", "command": ["sh", "-c", "x", "{port}"]},
         "d": {"kind": "tei", "model": "BAAI/bge-m3"},
+        "e": {"kind": "infinity", "model": "BAAI/bge-m3"},
     }
     said = await check(folder, {"engines": engines})
     may_be_installed = await check(folder, {"engines": engines, "auto_install": True})
@@ -144,10 +147,16 @@ async def test_engines_whose_files_or_programs_are_not_there(folder: Path) -> No
         f"Engine 'a': its model is not there: {folder / 'no.gguf'}",
         "Engine 'b': its mmproj is not there: eyes.gguf",
         "Engine 'd': there is no `text-embeddings-router` on the path here. Install it, say where it is (`command`), "
-        "or let it be installed: auto_install: true.",
+        "or run it in a container (`image`).",
+        "Engine 'e': there is no `infinity_emb` on the path here. Install it, say where it is (`command`), or let it "
+        "be installed: auto_install: true.",
     ]
-    assert problems(may_be_installed) == problems(said)[:3]
+    assert problems(may_be_installed) == problems(said)[:4]
     assert ["c", "command", "c", "not", "started"] in [line.split() for line in said.out.splitlines()]
+
+
+def test_what_may_be_installed_is_what_the_launcher_can_install() -> None:
+    assert {kind for kind, engine in ENGINES.items() if engine.install.packages} == INSTALLABLE
 
 
 async def test_a_launcher_that_runs_tells_of_its_engines(folder: Path) -> None:

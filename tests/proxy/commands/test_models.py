@@ -46,7 +46,7 @@ async def test_only_those_of_one_kind(tmp_path: Path) -> None:
 
     assert rows(some.out)[1][0] == "m"
     assert none == (
-        0, f"{running.url}/v1 has no models of kind transformers. `illm check` says what it lacks.\n", "",
+        0, f"{running.url}/v1 has no models of kind transformers.\n", "",
     )  # fmt: skip
 
 
