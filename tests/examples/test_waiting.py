@@ -17,7 +17,7 @@ from tests.real.support import access_lines
 
 pytestmark = pytest.mark.slow
 
-CONTEXT = "6000000"  # whose memory takes seconds to be laid out
+CONTEXT = "12000000"  # whose memory takes seconds to be laid out
 
 
 def test_an_engine_that_illm_starts(

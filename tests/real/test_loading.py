@@ -13,7 +13,7 @@ from tests.engines.process import ServerProcess, wait_until
 from tests.engines.speech import TEXT
 from tests.real.support import CHAT, HI, get, one_engine, post, refusal, row
 
-SLOW = ("-c", "6000000", "--alias", CHAT)  # a context whose memory takes seconds to be laid out
+SLOW = ("-c", "12000000", "--alias", CHAT)  # a context whose memory takes seconds to be laid out
 
 
 def is_loading(engine: ServerProcess) -> Callable[[], bool]:
