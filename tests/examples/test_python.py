@@ -127,6 +127,7 @@ def test_without_any_words_the_demo_engine_answers(run_bare: Run, name: str, sai
     assert said in run_bare(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"), [("openai_vision.py", ()), ("openai_vision.py", ("m",)), ("anthropic_messages.py", ())]
 )
