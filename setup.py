@@ -2,7 +2,7 @@
 saves). Without it, as in a checkout, the same files run as they are. Everything else is in pyproject.toml.
 
 What is translated stands in HOT and nowhere else: modules that run for each request or chunk. Not those whose classes
-are subclassed (`breaker`, `places`) or pickled with their slots (`metrics`) elsewhere.
+are subclassed elsewhere (`breaker`) or are msgspec's (`glance`).
 """
 
 import os
@@ -14,6 +14,7 @@ HOT = (
     "proxy/answer.py",
     "proxy/call.py",
     "proxy/client_connection.py",
+    "proxy/client_head.py",
     "proxy/client_request.py",
     "proxy/connection.py",
     "proxy/endpoints.py",
@@ -24,8 +25,11 @@ HOT = (
     "proxy/framing.py",
     "proxy/headers.py",
     "proxy/line.py",
+    "proxy/metrics.py",
     "proxy/middleware.py",
+    "proxy/places.py",
     "proxy/pool.py",
+    "proxy/reading.py",
     "proxy/registry.py",
     "proxy/relay.py",
     "proxy/transport.py",

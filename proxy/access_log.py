@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Final
 
+from proxy.call import Call
 from proxy.wire import dump
 
 FLUSH: Final = 0.1  # seconds that a line may wait
-FULL: Final = 64 * 1024  # bytes that are written at once
+FULL: Final = 256  # lines that are written at once, some 64 KiB
 
 
 class AccessLog:
@@ -21,15 +22,13 @@ class AccessLog:
     def __init__(self, fd: int = 1, turn: AbstractContextManager[None] | None = None) -> None:
         self._fd = fd
         self._turn = turn or nullcontext()
-        self._lines: list[bytes] = []
-        self._size = 0
+        self._ended: list[tuple[Call, float]] = []  # not written yet
         self._timer: asyncio.TimerHandle | None = None
 
-    def write(self, line: dict[str, Any]) -> None:
-        text = dump(line)
-        self._lines.append(text)
-        self._size += len(text)
-        if self._size > FULL:
+    def write(self, call: Call, now: float) -> None:
+        """That call ended now; its line is made with those of others."""
+        self._ended.append((call, now))
+        if len(self._ended) >= FULL:
             self.flush()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH, self.flush)
@@ -38,11 +37,12 @@ class AccessLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        lines, self._lines, self._size = self._lines, [], 0
-        if lines:
+        ended, self._ended = self._ended, []
+        if ended:
+            lines = [dump(call.line(now)) + b"\n" for call, now in ended]
             try:
                 with self._turn:
-                    os.write(self._fd, b"\n".join(lines) + b"\n")
+                    os.write(self._fd, b"".join(lines))
             except OSError:
                 return
 

@@ -1,14 +1,13 @@
 """What `forward` opens and `relay` sees through: an answer, whole or begun, and what it holds until it is closed.
 
-Types, and the little that both sides do with them; unfrozen, as in `dialects.base`. No routing, no dialects, nothing of
-the client's side.
+Types, and the little that both sides do with them; written out, as in `dialects.base`. No routing, no dialects,
+nothing of the client's side.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from proxy.connection import ConnectionLost, TransportError
@@ -22,36 +21,49 @@ from proxy.pool import Backend
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
 class Whole:
     """An answer that is complete."""
 
-    body: bytes
-    content_type: str
-    headers: RawHeaders
-    usage: Usage | None = None
+    __slots__ = ("body", "content_type", "headers", "usage")
+
+    def __init__(self, body: bytes, content_type: str, headers: RawHeaders, usage: Usage | None = None) -> None:
+        self.body = body
+        self.content_type = content_type
+        self.headers = headers
+        self.usage = usage
 
 
-@dataclass(slots=True)
 class Source:
     """One engine stream: its beginning is in `decoded` (or will be, by `opening`), the rest is still in `exchange`.
     The sources of a fan-out share `decoded`, so that what their decoders gave is written in the order in which they
     gave it. `failed`: nothing follows but this error."""
 
-    exchange: Exchange
-    decoder: StreamDecoder
-    decoded: list[bytes]
-    failed: ApiError | None = None
-    opening: asyncio.Task[Source] | None = None
+    __slots__ = ("decoded", "decoder", "exchange", "failed", "opening")
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        decoder: StreamDecoder,
+        decoded: list[bytes],
+        failed: ApiError | None = None,
+        opening: asyncio.Task[Source] | None = None,
+    ) -> None:
+        self.exchange = exchange
+        self.decoder = decoder
+        self.decoded = decoded
+        self.failed = failed
+        self.opening = opening
 
 
-@dataclass(slots=True)
 class Streaming:
     """An answer that has begun, from one engine stream or, for a fan-out, several."""
 
-    sources: tuple[Source, ...]
-    content_type: str
-    headers: RawHeaders
+    __slots__ = ("content_type", "headers", "sources")
+
+    def __init__(self, sources: tuple[Source, ...], content_type: str, headers: RawHeaders) -> None:
+        self.sources = sources
+        self.content_type = content_type
+        self.headers = headers
 
 
 class Verbatim:

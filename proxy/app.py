@@ -15,16 +15,17 @@ from starlette.routing import Router
 
 from proxy import __version__
 from proxy.access_log import AccessLog
+from proxy.call import Call
 from proxy.control import Control
 from proxy.dialects.table import DIALECTS
 from proxy.endpoints import RELAYED, Answer, LaterAnswer, LocalEndpoint, RelayEndpoint, unknown_url
-from proxy.errors import ApiError
 from proxy.forward import Forwarder
 from proxy.images import ImageFetcher
 from proxy.launched import Launch, Launched, Revive
 from proxy.launcher_client import Address
 from proxy.metrics import CONTENT_TYPE, Metrics
-from proxy.middleware import Cors, Edge, Keys
+from proxy.middleware import Edge
+from proxy.reading import Cors, Keys, Reader
 from proxy.registry import Registry, Sharing
 from proxy.reload import Reload
 from proxy.settings import Settings
@@ -110,7 +111,7 @@ def create_app(
     via = (team.via if team is not None else new_via()).encode()
     relayed = {
         endpoint: RelayEndpoint(endpoint, registry, forwarder, max_body=settings.server.max_body,
-                                keep_alive=settings.server.keep_alive_interval, via=via)
+                                keep_alive=settings.server.keep_alive_interval)
         for endpoint in RELAYED.values()
     }  # fmt: skip
     paths = [Path(prefix + path, relayed[endpoint]) for path, endpoint in RELAYED.items() for prefix in ("/v1", "")]
@@ -119,12 +120,19 @@ def create_app(
         own["/metrics"] = _totals(team.totals)
     paths += [Path(path, LocalEndpoint(answer)) for path, answer in own.items()]
     router = Router(paths, redirect_slashes=False, default=unknown_url, lifespan=lifespan)
-    access = None if not settings.server.access_log else sink or log.write
+    access = None if not settings.server.access_log else log.write if sink is None else _lines(sink)
     fixed = {path.path: path.app for path in paths if "{" not in path.path}
-    cors = Cors(settings.server.cors_origins)
-    edge = Edge(fixed, router, cors=cors, keys=keys, metrics=metrics, sink=access)
+    reader = Reader(Cors(settings.server.cors_origins), keys, via)
+    edge = Edge(fixed, router, reader=reader, metrics=metrics, sink=access)
     reload = Reload(registry, control.health, launched, relayed.values(), control.begin_launcher)
     return Gateway(edge, registry, reload, launched, metrics, transport, control.follow)
+
+
+def _lines(sink: Callable[[dict[str, Any]], None]) -> Callable[[Call, float], None]:
+    def write(call: Call, now: float) -> None:
+        sink(call.line(now))
+
+    return write
 
 
 def new_via() -> str:
@@ -136,11 +144,7 @@ def _trusts(keys: Keys) -> Callable[[Mapping[str, Any]], bool]:
     """Whether a request may see what needs a key."""
 
     def trusts(scope: Mapping[str, Any]) -> bool:
-        try:
-            keys.check(scope["illm.client"].names)
-        except ApiError:
-            return False
-        return True
+        return keys.admit(scope["illm.client"].names)
 
     return trusts
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, cast
-from urllib.parse import unquote
 
 import httptools
 import uvicorn
 from uvicorn.server import ServerState
 
-from proxy.client_request import STATUS_LINES, ClientRequest
+from proxy.client_head import Head, Target
+from proxy.client_request import STATUS_LINES, Carrier, ClientRequest
 from proxy.errors import error
 from proxy.wire import dump_error
 
@@ -40,7 +40,7 @@ class TooManyHeaders(Exception):
     """Stops the parser."""
 
 
-class ClientConnection:
+class ClientConnection(Carrier):
     """An `asyncio.Protocol`, which it doesn't inherit from: a compiled class with such a base must never be referred to
     weakly, and that nobody would know. One request at a time is answered. What came ahead in the same read is parsed
     and waits its turn; the rest isn't parsed before."""
@@ -59,12 +59,16 @@ class ClientConnection:
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made sets it
         self._ends: dict[str, Any] = {}  # the scope's members that are the connection's
+        self._scope: dict[str, Any] = {}  # those and the last head's
         self._request: ClientRequest | None = None  # being answered
         self._incoming: ClientRequest | None = None  # being read: that one, or the last of those that wait
         self._waiting: list[ClientRequest] = []  # behind it
         self._url = b""
-        self._last_url = b""
-        self._where: dict[str, Any] = {}  # the scope's members that follow from it: mostly the same again
+        self._target: Target | None = None  # of the last head: mostly the same again
+        self._last: Head | None = None  # which may come again
+        self._heads = 0  # that were parsed
+        self._between = True  # the parser stands between two requests
+        self._left = 0  # bytes that are still to come of the body behind a repeated head, which the parser never sees
         self._headers: list[tuple[bytes, bytes]] = []
         self._head = 0  # bytes read since anything was complete: of a head, of trailers
         self._stopped = False  # the parser, behind a head that asks for another protocol
@@ -75,6 +79,8 @@ class ClientConnection:
         self._reading = True
         self.slow = False  # the client reads too slowly
         self._held_up: list[asyncio.Future[None]] = []  # who waits until it doesn't
+        self._dated: list[tuple[bytes, bytes]] | None = None  # what `_date` was made of
+        self._date = b""
         self._since = self.loop.time()  # of the last change between busy, idle and stalled
         self._unread = 0  # bytes that a slow client had not read at the last look
         self._timer = self.loop.call_later(self._idle_limit, self._look)
@@ -112,8 +118,6 @@ class ClientConnection:
         self._state.connections.discard(self)
         self._timer.cancel()
         self._ahead.clear()
-        for waiting in self._waiting:
-            del waiting.scope["illm.client"]
         self._waiting.clear()
         if self._request is not None:
             self._request.on_left()
@@ -143,6 +147,7 @@ class ClientConnection:
     # -- httptools -------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        self._between = False
         self._url = b""
         self._headers = []
 
@@ -162,23 +167,14 @@ class ClientConnection:
         parser = self._parser
         self._stopped = parser.should_upgrade()
         version: str = parser.get_http_version()
-        if self._url != self._last_url:
-            self._where, self._last_url = _where(self._url), self._url
-        scope = {
-            **self._ends,
-            **self._where,
-            "http_version": version,
-            "method": parser.get_method().decode("ascii"),
-            "headers": self._headers,
-        }
+        if self._target is None or self._target.url != self._url:
+            self._target = Target(self._url)
+        method: str = parser.get_method().decode("ascii")
+        keep_alive: bool = version != "1.0" and parser.should_keep_alive()
+        head = Head(method, self._target, version, self._headers, keep_alive)
         self._headers = []  # for the trailers, which are read and left at that
-        request = ClientRequest(self, scope, version != "1.0" and parser.should_keep_alive())
-        scope["illm.client"] = request
-        self._incoming = request
-        if self._request is None:
-            self._start(request)
-        else:
-            self._waiting.append(request)
+        self._heads += 1
+        self._on_head(head)
 
     def on_body(self, body: bytes) -> None:
         self._head = 0
@@ -197,6 +193,7 @@ class ClientConnection:
             return
         request = self._incoming
         assert request is not None
+        self._between = True
         request.on_end()
         if request.complete:  # the answer was faster
             self.loop.call_soon(self._next)
@@ -216,9 +213,13 @@ class ClientConnection:
         """What was held of a body is taken: read on."""
         self._resume()
 
-    def head_lines(self) -> list[tuple[bytes, bytes]]:
-        """Headers that the server puts on every answer: the date."""
-        return self._state.default_headers
+    def head_lines(self) -> bytes:
+        """The end of every answer's head: the date, and the empty line."""
+        headers = self._state.default_headers
+        if headers is not self._dated:  # uvicorn makes them anew each second
+            self._dated = headers
+            self._date = b"".join([b"%b: %b\r\n" % pair for pair in headers]) + b"\r\n"
+        return self._date
 
     def answered(self, request: ClientRequest) -> None:
         """That answer is complete."""
@@ -264,6 +265,17 @@ class ClientConnection:
         request = self._request
         return request is None or (request is self._incoming and not request.read)
 
+    def _on_head(self, head: Head) -> None:
+        """A request begins."""
+        if head is not self._last:
+            self._last = head
+            self._scope = {**self._ends, **head.scope()}
+        request = self._incoming = ClientRequest(self, head)
+        if self._request is None:
+            self._start(request)
+        else:
+            self._waiting.append(request)
+
     def _start(self, request: ClientRequest) -> None:
         self._request = request
         task = self.loop.create_task(self._run(request))
@@ -271,14 +283,47 @@ class ClientConnection:
         task.add_done_callback(self._state.tasks.discard)
 
     async def _run(self, request: ClientRequest) -> None:
+        head = request.head
+        scope = self._scope.copy() if head is self._last else {**self._ends, **head.scope()}
+        scope["illm.client"] = request  # which doesn't know the scope: that were a circle
         try:
-            await self._app(request.scope, request.receive, request.send)
+            await self._app(scope, request.receive, request.send)
         finally:
-            del request.scope["illm.client"]  # a circle, which only the garbage collector would open
             if not request.complete:  # broken off, or a bug: its client sees that by the missing end
                 self._transport.close()
 
     def _feed(self, data: bytes) -> None:
+        """Read on; a head that the client has sent before isn't parsed, nor the body behind it."""
+        while self._left or self._between:
+            if self._left:
+                data = self._rest_of_body(data)
+            else:
+                last = self._last
+                size = last.again(data) if last is not None else 0
+                if last is None or not size:
+                    break
+                head = last.repeated(data)
+                self._on_head(head)
+                data = data[size:]
+                self._left = head.length
+                if not self._left:
+                    self.on_message_complete()
+            if not data or self._deaf:
+                return
+        self._parse(data)
+
+    def _rest_of_body(self, data: bytes) -> bytes:
+        """What is behind it."""
+        body = data if len(data) <= self._left else data[: self._left]
+        self._left -= len(body)
+        self._between = not self._left
+        self.on_body(body)
+        if self._between:
+            self.on_message_complete()
+        return data[len(body) :]
+
+    def _parse(self, data: bytes) -> None:
+        begun, heads, whole = self._between, self._heads, data
         self._head += len(data)
         while True:
             try:
@@ -292,6 +337,8 @@ class ClientConnection:
                 return
         if self._head > MAX_HEAD:
             self._refuse(TOO_LARGE)
+        elif begun and self._heads == heads + 1 and self._last is not None:  # the only one, from its first byte on
+            self._last.keep(whole[: whole.find(b"\r\n\r\n") + 4])
 
     def _framing(self) -> bytes:
         """What another parser is told first, so that it reads on behind a head at which the last one stopped: that
@@ -309,7 +356,7 @@ class ClientConnection:
         if request is not None and request.read and not request.complete:
             self._deaf = True
             if self._waiting and not self._waiting[-1].read:
-                del self._waiting.pop().scope["illm.client"]
+                self._waiting.pop()
             return
         if request is None or not request.started:
             body = dump_error(error("invalid_value", message))
@@ -358,15 +405,3 @@ class ClientConnection:
             self._transport.abort()
             return
         self._timer = self.loop.call_later(min(left, self._idle_limit), self._look)
-
-
-def _where(url: bytes) -> dict[str, Any]:
-    """A scope's members that say what is asked for."""
-    parsed: Any = httptools.parse_url(url)
-    raw = parsed.path or b"/"
-    path = raw.decode("ascii")
-    return {
-        "path": unquote(path) if "%" in path else path,
-        "raw_path": raw,
-        "query_string": parsed.query or b"",
-    }

@@ -2,7 +2,7 @@
 
 It has two faces. What the gateway uses on its hot path writes at once and waits for nothing (`begin`, `write`, `end`,
 `watch`; docs/data-path.md has what that saves); `receive` and `send` are ASGI's, for everything that is written for
-any server. The scope holds it as `illm.client`.
+any server. An application finds it in the scope, as `illm.client`.
 
 Not here: sockets and the order of requests (`client_connection`), and what a request means.
 """
@@ -12,18 +12,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, MutableMapping
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from proxy.headers import RawHeaders, named
+from proxy.client_head import Head
+from proxy.headers import RawHeaders
 
 Message = MutableMapping[str, Any]
 
 STATUS_LINES: Final = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
+_SIZES: Final = tuple(b"%x\r\n" % size for size in range(1024))  # of the usual chunk: a token's event
 _BODILESS: Final = frozenset((204, 304))
 
 
-class Carrier(Protocol):
-    """The connection, as its requests see it."""
+def _chunk(body: bytes) -> bytes:
+    size = len(body)
+    return b"".join((_SIZES[size] if size < len(_SIZES) else b"%x\r\n" % size, body, b"\r\n"))
+
+
+class Carrier:
+    """The connection, as its requests see it. (A class and no protocol, as `connection.Receiver`.)"""
+
+    __slots__ = ()
 
     loop: asyncio.AbstractEventLoop
     slow: bool  # the client reads too slowly
@@ -37,8 +46,9 @@ class Carrier(Protocol):
     def want_body(self) -> None:
         """What was held of a body is taken: read on."""
 
-    def head_lines(self) -> RawHeaders:
-        """Headers that the server puts on every answer: the date."""
+    def head_lines(self) -> bytes:
+        """The end of every answer's head: the headers that the server puts there (the date), and the empty line."""
+        raise NotImplementedError
 
     def answered(self, request: ClientRequest) -> None:
         """That answer is complete."""
@@ -49,15 +59,15 @@ class ClientRequest:
 
     __slots__ = (
         "_body", "_carrier", "_chunked", "_continue", "_head", "_length", "_size", "_told", "_waiter", "_watch",
-        "complete", "gone", "headers", "keep_alive", "loop", "names", "read", "resumed", "scope", "started",
+        "complete", "gone", "head", "headers", "keep_alive", "loop", "names", "read", "resumed", "started",
     )  # fmt: skip
 
-    def __init__(self, carrier: Carrier, scope: dict[str, Any], keep_alive: bool) -> None:
-        self.scope = scope
+    def __init__(self, carrier: Carrier, head: Head) -> None:
+        self.head = head
         self.loop = carrier.loop
-        self.headers: RawHeaders = scope["headers"]
-        self.names = named(self.headers)
-        self.keep_alive = keep_alive
+        self.headers = head.headers
+        self.names = head.names
+        self.keep_alive = head.keep_alive
         self.read = False  # all of its body has come
         self.started = False
         self.complete = False
@@ -68,7 +78,7 @@ class ClientRequest:
         self._size = 0
         self._told = False  # the application has all of it
         self._continue = (  # its body comes when told so
-            self.names.get(b"expect", b"").lower() == b"100-continue" and scope["http_version"] != "1.0"
+            b"expect" in head.names and head.names[b"expect"].lower() == b"100-continue" and head.version != "1.0"
         )
         self._watch: Callable[[], object] | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -136,31 +146,40 @@ class ClientRequest:
         else:
             self._watch = callback
 
-    def begin(self, status: int, headers: RawHeaders) -> None:
-        """The head, which leaves with the first of the body. Raises `ValueError` for a header with a line break."""
+    def begin(self, status: int, headers: RawHeaders, length: int | None = None) -> None:
+        """The head, which leaves with the first of the body. `length`: the body's, where `headers` don't tell it.
+        Raises `ValueError` for a header with a line break."""
         self._chunked = False
         if self._continue and not self.read:  # nobody can tell whether that body still comes
             self.keep_alive = False
-        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        lines += [b"%b: %b\r\n" % pair for pair in self._carrier.head_lines()]
-        lines += [b"%b: %b\r\n" % pair for pair in headers]
-        length = next((value for name, value in headers if name == b"content-length"), None)
-        if self.scope["method"] == "HEAD" or status in _BODILESS:
+        parts = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        lines = len(headers)
+        for name, value in headers:
+            parts += (name, b": ", value, b"\r\n")
+            if name == b"content-length":
+                self._length = int(value)
+                length = -1
+        if length is not None and length >= 0:
+            parts += (b"content-length: ", str(length).encode(), b"\r\n")
+            lines += 1
+            self._length = length
+        if self.head.method == "HEAD" or status in _BODILESS:
             self._length = 0
-        elif length is not None:
-            self._length = int(length)
-        elif self.scope["http_version"] == "1.0":  # knows no chunks: the end of the connection is the end of the body
-            self.keep_alive = False
-            self._length = -1
-        else:
-            self._chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
+        elif length is None:
+            if self.head.version == "1.0":  # knows no chunks: the end of the connection is the end of the body
+                self.keep_alive = False
+                self._length = -1
+            else:
+                self._chunked = True
+                parts.append(b"transfer-encoding: chunked\r\n")
+                lines += 1
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+            parts.append(b"connection: close\r\n")
+            lines += 1
+        head = b"".join(parts)
+        if head.count(b"\n") != lines + 1 or head.count(b"\r") != lines + 1:
             raise ValueError("a header of the answer holds a line break")
-        self._head = head + b"\r\n"
+        self._head = head + self._carrier.head_lines()
         self.started = True
 
     def write(self, body: bytes) -> bool:
@@ -169,7 +188,7 @@ class ClientRequest:
         if self.gone:
             return True
         if self._chunked and self._head is None and body:  # nearly all of a stream
-            self._carrier.put(b"%x\r\n%b\r\n" % (len(body), body))
+            self._carrier.put(_chunk(body))
         else:
             self._put(body, last=False)
         return not self._carrier.slow
@@ -214,10 +233,10 @@ class ClientRequest:
     def _put(self, body: bytes, *, last: bool) -> None:
         head, self._head = self._head, None
         if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            data = _chunk(body) if body else b""
             if last:
                 data += b"0\r\n\r\n"
-        elif self.scope["method"] == "HEAD":
+        elif self.head.method == "HEAD":
             data = b""
         else:
             data = body

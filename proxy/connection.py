@@ -8,10 +8,11 @@ carries which call, and for how long it is kept, is `transport`'s.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import httptools
 
+from proxy.framing import whole_chunks
 from proxy.headers import Named, RawHeaders, named
 
 
@@ -56,8 +57,11 @@ class SurplusAnswer(Exception):
     """Two answers in one read to one request; stops the parser between them."""
 
 
-class Receiver(Protocol):
-    """Who is told what comes back. Called from the event loop's read callback: none of these may block."""
+class Receiver:
+    """Who is told what comes back. Called from the event loop's read callback: none of these may block. (A class and
+    no protocol: compiled code finds the methods of its own classes by their place, not by their name.)"""
+
+    __slots__ = ()
 
     def on_head(self, status: int, headers: RawHeaders, names: Named) -> None: ...
 
@@ -68,8 +72,10 @@ class Receiver(Protocol):
     def on_lost(self, exc: TransportError) -> None: ...
 
 
-class Owner(Protocol):
+class Owner:
     """Who keeps connections."""
+
+    __slots__ = ()
 
     loop: asyncio.AbstractEventLoop
     active: set[Connection]
@@ -94,11 +100,14 @@ class Connection:
         self._complete = False
         self._keep = False
         self._framed = True  # the body has a length or chunks; else it ends where the connection does
+        self._chunked = False
+        self._inside = False  # the parser stands inside a chunk
         self._answered = False  # any byte of this answer came
         self._uses = 0
         self._paused = False
         self.head_seen = False
-        self.touched = 0.0  # loop time of the last byte either way
+        self.touched = 0.0  # loop time when the last call began
+        self.heard = False  # something came since the last look at the time limits
 
     # -- for whoever borrows it ------------------------------------------------------------------------------
 
@@ -108,7 +117,7 @@ class Connection:
         assert self._transport is not None
         self._receiver = receiver
         self._uses += 1
-        self._answered = self._complete = self.head_seen = False
+        self._answered = self._complete = self.head_seen = self._chunked = self.heard = False
         self._headers = []  # the last answer's trailers may be left in it
         self.touched = self.loop.time()
         self._owner.active.add(self)
@@ -123,7 +132,7 @@ class Connection:
     def resume(self) -> None:
         if self._paused and self._transport is not None:
             self._paused = False
-            self.touched = self.loop.time()
+            self.heard = True
             self._transport.resume_reading()
 
     def close(self) -> None:
@@ -156,8 +165,14 @@ class Connection:
         if self._receiver is None:  # an idle engine has nothing to say; whatever it is, it would spoil the next answer
             self._drop()
             return
-        self.touched = self.loop.time()
-        self._answered = True
+        self.heard = self._answered = True
+        if self._chunked and not self._inside:  # as streams mostly come: in whole chunks, which need no parser
+            body, size = whole_chunks(data)
+            if size:
+                self._receiver.on_data(body)
+                if size == len(data) or self._receiver is None:
+                    return
+                data = data[size:]
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
@@ -187,7 +202,7 @@ class Connection:
         elif self._answered:
             receiver.on_lost(ConnectionLost("it closed the connection before the answer was complete"))
         else:
-            stale = self.reused and self.loop.time() - self.touched < STALE
+            stale = self.reused and self.loop.time() - self.touched < STALE  # nothing came since
             receiver.on_lost(ConnectionLost("it closed the connection without an answer", stale=stale))
 
     # -- httptools -------------------------------------------------------------------------------------------
@@ -207,9 +222,17 @@ class Connection:
         self.head_seen = True
         self._keep = self._parser.should_keep_alive()
         names = named(headers)
-        self._framed = b"content-length" in names or b"transfer-encoding" in names
+        encoding = names.get(b"transfer-encoding")
+        self._framed = encoding is not None or b"content-length" in names
+        self._chunked, self._inside = encoding == b"chunked", False
         if self._receiver is not None:
             self._receiver.on_head(status, headers, names)
+
+    def on_chunk_header(self) -> None:
+        self._inside = True
+
+    def on_chunk_complete(self) -> None:
+        self._inside = False
 
     def on_body(self, data: bytes) -> None:
         self._pieces.append(data)

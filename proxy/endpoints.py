@@ -19,7 +19,7 @@ from proxy.dialects.base import Endpoint, EngineKind, Request
 from proxy.errors import ApiError, error
 from proxy.forms import audio_form, parse_form
 from proxy.forward import GENERATIONS, Forwarder
-from proxy.headers import for_upstream
+from proxy.glance import glance
 from proxy.registry import Registry
 from proxy.relay import Client, relay
 from proxy.settings import Defaults
@@ -72,7 +72,7 @@ DEFAULTS: Final[dict[Endpoint, dict[str, str]]] = {
 
 
 class RelayEndpoint:
-    """One relayed path. `via`: this gateway's own name in `Via` headers, by which it knows its own requests."""
+    """One relayed path."""
 
     def __init__(
         self,
@@ -82,14 +82,12 @@ class RelayEndpoint:
         *,
         max_body: int,
         keep_alive: float,
-        via: bytes,
     ) -> None:
         self._endpoint = endpoint
         self._registry = registry
         self._forwarder = forwarder
         self._max_body = max_body
         self._keep_alive = keep_alive if endpoint in GENERATIONS else None
-        self._via = via
         self.adopt(registry.settings.defaults)
 
     def adopt(self, defaults: Defaults) -> None:
@@ -101,17 +99,16 @@ class RelayEndpoint:
         call: Call = scope["illm.call"]
         call.endpoint = self._endpoint
         client: ClientRequest = scope["illm.client"]
-        headers, names = client.headers, client.names
-        if b"via" in names and any(name == b"via" and self._via in value for name, value in headers):
+        if call.circles:
             raise _in_a_circle()
         body = await read_body(client, self._max_body)
-        request, model, framework = self._read(names.get(b"content-type", b""), body)
+        request, model, framework = self._read(client.names.get(b"content-type", b""), body)
         route = self._registry.resolve(model, framework, self._endpoint)
         call.model = route.name if route.known else ""
         call.stream = request.stream
         await relay(
             Client(call, client),
-            self._forwarder.open(request, route, for_upstream(headers) + b"via: 1.1 %b\r\n" % self._via, call),
+            self._forwarder.open(request, route, call),
             endpoint=self._endpoint,
             keep_alive=self._keep_alive if request.stream else None,
         )
@@ -129,6 +126,10 @@ class RelayEndpoint:
 
     def _read_json(self, body: bytes) -> tuple[Request, str | None, EngineKind | None]:
         """Raises `InvalidJson`, also for a value that only a closer look finds wrong."""
+        seen = glance(body) if self._endpoint == "chat" and not self._defaults else None
+        if seen is not None:
+            request = Request("chat", body, None, None, seen.stream, int(time()), seen)
+            return request, seen.model or None, None
         parts = members(body)
         model = _text(parts, "model")
         if self._endpoint == "embeddings":

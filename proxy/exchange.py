@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from proxy.connection import Connection, TransportError
+from proxy.connection import Connection, Receiver, TransportError
 from proxy.headers import Named, RawHeaders
 
 HOLD: Final = 256 * 1024
@@ -21,8 +21,8 @@ class TooLong(Exception):
     """A body that must be held whole is longer than the limit."""
 
 
-class Exchange:
-    """A `transport.Receiver`. Whoever makes it closes it; closing twice, or after the end, does nothing."""
+class Exchange(Receiver):
+    """Whoever makes it closes it; closing twice, or after the end, does nothing."""
 
     def __init__(self) -> None:
         self.status = 0

@@ -82,9 +82,9 @@ class Forwarder:
         self._images = images
         self._max_reply = max_reply
 
-    async def open(self, request: Request, route: Route, headers: bytes, call: Call) -> Opened:
-        """The answer's beginning, from the first replica that gives one. `headers`: header lines of the client's that
-        go along. Raises `ApiError`. The caller closes what it gets; cancelling closes everything."""
+    async def open(self, request: Request, route: Route, call: Call) -> Opened:
+        """The answer's beginning, from the first replica that gives one. Raises `ApiError`. The caller closes what it
+        gets; cancelling closes everything."""
         tried: list[Replica] = []
         turned_away = False
         while True:
@@ -94,7 +94,7 @@ class Forwarder:
             call.attempts = len(tried)
             call.backend = replica.backend.name
             try:
-                return await self._attempt(request, replica, route.name, headers, call)
+                return await self._attempt(request, replica, route.name, call)
             except ConnectFailed as exc:
                 failure = unreachable(replica.backend, exc)
                 if call.started or len(tried) == len(route.replicas):
@@ -107,19 +107,19 @@ class Forwarder:
                     raise
                 turned_away = turned_away or (busy and err.code not in UNABLE)
 
-    async def _attempt(self, request: Request, replica: Replica, public: str, headers: bytes, call: Call) -> Opened:
+    async def _attempt(self, request: Request, replica: Replica, public: str, call: Call) -> Opened:
         gate = replica.backend.gate
         if gate is None:
             if not replica.backend.admit():
                 await replica.backend.enter()
-            return await self._entered(request, replica, public, headers, call)
+            return await self._entered(request, replica, public, call)
         await self._pass(gate, request, replica, public, call)
         try:
-            return await self._entered(request, replica, public, headers, call)
+            return await self._entered(request, replica, public, call)
         except ConnectFailed:  # its engine ended this moment: its launcher knows what comes next
             await gate.lost()
             await self._pass(gate, request, replica, public, call)
-            return await self._entered(request, replica, public, headers, call)
+            return await self._entered(request, replica, public, call)
 
     async def _pass(self, gate: Gate, request: Request, replica: Replica, public: str, call: Call) -> None:
         """Enter once the engine is ready. A stream waits as long as that takes, kept alive; others for so long."""
@@ -152,12 +152,12 @@ class Forwarder:
                 if exc.code == "unsupported_endpoint":
                     raise
 
-    async def _entered(self, request: Request, replica: Replica, public: str, headers: bytes, call: Call) -> Opened:
+    async def _entered(self, request: Request, replica: Replica, public: str, call: Call) -> Opened:
         """Encode, send, decode the beginning, from a place that was taken already and is given back by the answer's
         `close`."""
         backend = replica.backend
         opened = Opened(backend, self._metrics.series(request.endpoint, call.model, backend.name))
-        own = b"x-request-id: %b\r\n%b" % (call.id, headers)
+        own = b"x-request-id: %b\r\n%b" % (call.id, call.passing)
         line = Line(self._transport, backend, opened, own, self._max_reply)
         try:
             steps = self._dialects[backend.kind or "openai"].encode(request, backend.target(replica, public))

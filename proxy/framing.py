@@ -3,7 +3,8 @@
 A leaf and sans-IO: bytes go in as they were read, in pieces of any size, and frames come out. A parser is one
 object for one body and holds at most one unfinished frame, whose size is bounded.
 
-Lines end with LF, CRLF or CR in events and with LF alone in NDJSON; Unicode's other separators end nothing.
+Lines end with LF, CRLF or CR in events and with LF alone in NDJSON; Unicode's other separators end nothing. HTTP's own
+chunks are here as far as whole ones can be had without a parser's state.
 Not here: what a frame says (no JSON), and writing frames.
 """
 
@@ -20,6 +21,34 @@ _BOM: Final = b"\xef\xbb\xbf"
 _IGNORED: Final = frozenset({"id", "retry"})
 # A line end (or the buffer's start) with blank lines behind it. Possessive, or CRLF would count as two line ends.
 _BLANK_LINES: Final = re.compile(rb"(?:\A|\r\n?+|\n)(?:\r\n?+|\n)+")
+
+
+_SIZE: Final = 9  # bytes of a chunk's size line that are looked through: what is longer isn't usual
+_LAST: Final = b"0"
+
+
+def whole_chunks(data: bytes) -> tuple[bytes, int]:
+    """The body of those chunks that `data` begins with and holds wholly (RFC 9112 §7.1), and how many of its bytes they
+    are. What is left is for a real parser: a part of a chunk, the last one, an extension, and what is no chunk."""
+    at, bodies = 0, []
+    while True:
+        end = data.find(b"\r\n", at, at + _SIZE)
+        digits = data[at:end]
+        if end < 0 or not digits.isalnum() or digits.startswith(_LAST):
+            break
+        try:
+            size = int(digits, 16)
+        except ValueError:
+            break
+        begin = end + 2
+        behind = begin + size
+        if data[behind : behind + 2] != b"\r\n":
+            break
+        bodies.append(data[begin:behind])
+        at = behind + 2
+        if at == len(data):
+            break
+    return bodies[0] if len(bodies) == 1 else b"".join(bodies), at
 
 
 class FrameTooLong(ValueError):

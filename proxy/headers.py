@@ -49,10 +49,13 @@ REQUEST_PASSES: Final = frozenset(
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
-def request_id(offered: bytes | None) -> bytes:
-    """The client's own id where it is harmless in a log and a header, else a new one."""
-    if offered is not None and _REQUEST_ID.fullmatch(offered):
-        return offered
+def offered_id(offered: bytes | None) -> bytes:
+    """The client's own id for a request where it is harmless in a log and a header, else nothing."""
+    return offered if offered is not None and _REQUEST_ID.fullmatch(offered) else b""
+
+
+def new_id() -> bytes:
+    """For a request whose client gave it none."""
     return b"%032x" % getrandbits(128)
 
 

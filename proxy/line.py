@@ -7,7 +7,6 @@ Not here: which backend that is and whether another is tried (`forward`), what t
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Final
 
 from proxy.answer import Opened, Source, broken
@@ -21,15 +20,17 @@ from proxy.transport import Transport
 ERROR_BODY: Final = 1024 * 1024  # bytes of an engine's error that are read
 
 
-@dataclass(slots=True)
 class Line:
     """What all upstream calls of one request share. `headers`: header lines that go along with each."""
 
-    transport: Transport
-    backend: Backend
-    opened: Opened
-    headers: bytes
-    max_reply: int
+    __slots__ = ("backend", "headers", "max_reply", "opened", "transport")
+
+    def __init__(self, transport: Transport, backend: Backend, opened: Opened, headers: bytes, max_reply: int) -> None:
+        self.transport = transport
+        self.backend = backend
+        self.opened = opened
+        self.headers = headers
+        self.max_reply = max_reply
 
     async def post(self, call: Encoded, exchange: Exchange) -> None:
         """Send it; returns when the head of the answer is there. Raises `ConnectFailed`, so that another replica may be

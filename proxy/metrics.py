@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from proxy.errors import KINDS
 
@@ -51,6 +51,9 @@ class Histogram:
     def __init__(self) -> None:
         self.counts = [0] * len(_BOUNDS)
         self.total = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _histogram, (self.counts, self.total)
 
     def add(self, seconds: float) -> None:
         """Count one value; a bound belongs to the bucket below it."""
@@ -92,6 +95,10 @@ class Series:
         self.prompt = 0
         self.completion = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        held = (self.in_flight, self.statuses, self.first, self.duration, self.prompt, self.completion)
+        return _series, (self.endpoint, self.labels, self.replica, held)
+
     def started(self) -> None:
         """The backend works on a request of this series (or has it in line)."""
         self.in_flight += 1
@@ -122,6 +129,26 @@ class Series:
         self.first.merge(other.first)
         self.duration.merge(other.duration)
         self.tokens(other.prompt, other.completion)
+
+
+def _histogram(counts: list[int], total: float) -> Histogram:
+    """Out of a pickle: a compiled class has no other way."""
+    made = Histogram()
+    made.counts, made.total = counts, total
+    return made
+
+
+def _series(
+    endpoint: str,
+    labels: str,
+    replica: str,
+    held: tuple[int, dict[int, int], Histogram, Histogram, int, int],
+) -> Series:
+    """As `_histogram`."""
+    made = Series(endpoint, "", "")
+    made.labels, made.replica = labels, replica
+    made.in_flight, made.statuses, made.first, made.duration, made.prompt, made.completion = held
+    return made
 
 
 Key = tuple[str, str, str]  # endpoint, model, backend

@@ -1,5 +1,5 @@
-"""What surrounds every request, in one pure-ASGI layer: its id, CORS, keys, errors as OpenAI's envelope, one access
-line and the metrics at the end.
+"""What surrounds every request, in one pure-ASGI layer: who may come in, CORS, errors as OpenAI's envelope, one access
+line and the metrics at the end. What a head says of that is `reading`'s.
 
 One layer rather than five, and none of them wraps `send`: a streamed piece goes from the relay straight to the server.
 """
@@ -7,11 +7,9 @@ One layer rather than five, and none of them wraps `send`: a streamed piece goes
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
-from urllib.parse import urlsplit
 
 from proxy.call import CLIENT_LEFT, Call, clock
 from proxy.client_request import ClientRequest
@@ -19,8 +17,9 @@ from proxy.dialects.base import Endpoint
 from proxy.endpoints import ClientLeft, Receive, Send
 from proxy.errors import ApiError, error
 from proxy.events import error_events
-from proxy.headers import Named, RawHeaders, request_id
+from proxy.headers import RawHeaders, new_id
 from proxy.metrics import Metrics
+from proxy.reading import Reader, Reading
 from proxy.relay import Client, shutting_down
 
 log = logging.getLogger("illm")
@@ -32,88 +31,23 @@ LOOPBACK: Final = frozenset(("127.0.0.1", "::1"))  # a reverse proxy there is be
 OPEN_PATHS: Final = frozenset(("/healthz", "/health", "/livez", "/readyz"))  # for probes that hold no key
 
 
-class Cors:
-    """Which web pages may read answers. An origin without a port stands for every port of that host."""
-
-    def __init__(self, origins: Iterable[str]) -> None:
-        self._origins = frozenset(origin.rstrip("/") for origin in origins)
-        self._any = "*" in self._origins
-
-    def allows(self, origin: str) -> bool:
-        if self._any or origin in self._origins:
-            return True
-        try:
-            url = urlsplit(origin)
-        except ValueError:
-            return False
-        host = f"[{url.hostname}]" if url.hostname and ":" in url.hostname else url.hostname
-        return f"{url.scheme}://{host}" in self._origins
-
-    def headers(self, origin: bytes | None) -> RawHeaders:
-        """For any answer to that origin."""
-        if origin is None or not self.allows(origin.decode("latin-1")):
-            return []
-        return [
-            (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", b"x-request-id, x-illm-dropped-params, retry-after"),
-            (b"vary", b"origin"),
-        ]
-
-    def preflight(self, asked: Named) -> RawHeaders:
-        """For an OPTIONS request that asks before the real one."""
-        allowed = self.headers(asked.get(b"origin"))
-        if not allowed:
-            return []
-        wanted = asked.get(b"access-control-request-headers") or b"authorization, content-type"
-        more: RawHeaders = [
-            (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-            (b"access-control-allow-headers", wanted),
-            (b"access-control-max-age", b"600"),
-        ]
-        if asked.get(b"access-control-request-private-network") == b"true":  # a public page, a gateway at home
-            more.append((b"access-control-allow-private-network", b"true"))
-        return allowed + more
-
-
-class Keys:
-    """Bearer keys, compared in constant time: each with each, whatever matched before."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._keys = tuple(key.encode() for key in keys)
-
-    def check(self, headers: Named) -> None:
-        """Raises 401 where a key is needed and none of ours was sent."""
-        if not self._keys:
-            return
-        scheme, _, offered = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer":
-            offered = headers.get(b"x-api-key", b"")  # how Anthropic's clients send it
-        offered = offered.strip()
-        matches = [hmac.compare_digest(offered, key) for key in self._keys]  # all of them, whatever matched before
-        if not any(matches):
-            said = "Wrong API key." if offered else "No API key was sent."
-            raise error("invalid_api_key", f"{said} Send one of the gateway's keys as 'Authorization: Bearer KEY'.")
-
-
 class Edge:
     """The outermost application. `paths`: those that are fixed words, found by one look-up; everything else, the
     lifespan too, is the router's, which tries one pattern after the other (docs/data-path.md has the gain). `sink`
-    takes an access line's members; None: no access log."""
+    takes what an access line is made of: a call and the time of its end; None: no access log."""
 
     def __init__(
         self,
         paths: Mapping[str, App],
         router: App,
         *,
-        cors: Cors,
-        keys: Keys,
+        reader: Reader,
         metrics: Metrics,
-        sink: Callable[[dict[str, Any]], None] | None,
+        sink: Callable[[Call, float], None] | None,
     ) -> None:
         self._paths = paths
         self._router = router
-        self._cors = cors
-        self._keys = keys
+        self._reader = reader
         self._metrics = metrics
         self._sink = sink
 
@@ -122,14 +56,15 @@ class Edge:
             await self._router(scope, receive, send)
             return
         client: ClientRequest = scope["illm.client"]
-        call = self._call(scope, client.names, clock())
+        reading = self._reader.read(client.head)
+        call = _call(scope, client, reading)
         scope["illm.call"] = call
         try:
-            if scope["method"] == "OPTIONS":
-                _no_content(client, call, self._cors.preflight(client.names))
+            if call.method == "OPTIONS":
+                _no_content(client, call, self._reader.cors.preflight(client.names))
                 return
-            if call.path not in OPEN_PATHS:
-                self._keys.check(client.names)
+            if not reading.admitted and call.path not in OPEN_PATHS:
+                self._reader.keys.check(client.names)
             await self._paths.get(call.path, self._router)(scope, receive, send)
         except ApiError as exc:
             await Client(call, client).fail(exc)
@@ -144,31 +79,13 @@ class Edge:
         finally:
             self._record(call, clock())
 
-    def _call(self, scope: Scope, names: Named, now: float) -> Call:
-        if len(scope["path"]) > 1 and scope["path"].endswith("/"):
-            scope["path"] = scope["path"].rstrip("/")
-        peer = scope.get("client")
-        client = peer[0] if peer else ""
-        if client in LOOPBACK and b"x-forwarded-for" in names:  # the last of several is that proxy's own
-            forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"][-1]
-            client = forwarded.rpartition(b",")[2].strip().decode("latin-1")
-        call = Call(
-            id=request_id(names.get(b"x-request-id")),
-            method=scope["method"],
-            path=scope["path"],
-            client=client,
-            begun=now,
-        )
-        call.headers = [(b"x-request-id", call.id), *self._cors.headers(names.get(b"origin"))]
-        return call
-
     def _record(self, call: Call, now: float) -> None:
         if call.endpoint:
             self._count(call, now)
         if call.code is not None:
             self._metrics.error(call.code)
         if self._sink is not None:
-            self._sink(call.line(now))
+            self._sink(call, now)
 
     def _count(self, call: Call, now: float) -> None:
         series = self._metrics.series(call.endpoint, call.model, call.backend)
@@ -177,6 +94,20 @@ class Edge:
             series.first_byte(call.first_byte - call.begun)
         if call.usage is not None:
             series.tokens(call.usage.prompt, call.usage.completion)
+
+
+def _call(scope: Scope, client: ClientRequest, reading: Reading) -> Call:
+    path = reading.path
+    if scope["path"] != path:
+        scope["path"] = path
+    peer = scope["client"]
+    who: str = peer[0] if peer else ""
+    if reading.forwarded and who in LOOPBACK:
+        who = reading.forwarded
+    call = Call(reading.id or new_id(), client.head.method, path, who, clock())
+    call.headers = [(b"x-request-id", call.id), *reading.cors]
+    call.passing, call.circles = reading.passing, reading.circles
+    return call
 
 
 async def _tell(client: Client, exc: ApiError) -> None:

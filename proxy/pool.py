@@ -25,6 +25,7 @@ State = Literal["unknown", "ready", "loading", "launchable", "down"]
 # there sooner than one that is still to be started, a loading one elsewhere will answer that it is loading.
 _RANK: Final[dict[State, int]] = {"ready": 0, "unknown": 1, "launchable": 3, "loading": 4, "down": 5}
 _STARTING: Final = 2
+TARGETS: Final = 256  # kept for one backend: clients may ask some engines for any name
 
 
 class Gate(Protocol):
@@ -93,6 +94,8 @@ class Backend:
         self.gate: Gate | None = None  # the way to a launched one
         self.successes = 0  # probes in a row
         self._heads: dict[tuple[str, str], bytes] = {}
+        self._targets: dict[tuple[str, str], Target] = {}  # for requests without options of their own
+        self._targets_of = settings  # what they were made from
 
     def learn(self, probe: Probe, *, down_after: int, up_after: int = 1) -> bool:
         """Take a probe's findings over; True if anything that routing depends on changed.
@@ -190,12 +193,32 @@ class Backend:
             exc.message = exc.message.replace(key.get_secret_value(), "***")
 
     def target(self, replica: Replica, public: str) -> Target:
-        """What a dialect may know of a replica of this backend's."""
+        """What a dialect may know of a replica of this backend's. The last one, as long as it is true."""
         settings = self.settings
-        options = {**settings.options, **replica.options} if replica.options else settings.options
         model = replica.model
         if self.upstream is not None and model == settings.model:
             model = self.upstream
+        if replica.options:
+            return self._target(model, public, {**settings.options, **replica.options})
+        if self._targets_of is not settings or len(self._targets) > TARGETS:
+            self._targets, self._targets_of = {}, settings
+        known = self._targets.get((model, public))
+        if known is None or not self._still(known):
+            known = self._targets[model, public] = self._target(model, public, settings.options)
+        return known
+
+    def _still(self, known: Target) -> bool:
+        """Is it still as that target says?"""
+        return (
+            known.kind == (self.kind or "openai")
+            and known.healthy == (self.state == "ready")
+            and known.prefix == self.prefix
+            and known.version == self.version
+            and known.facts is self.facts
+        )
+
+    def _target(self, model: str, public: str, options: Mapping[str, Any]) -> Target:
+        settings = self.settings
         return Target(
             kind=self.kind or "openai",
             backend=self.name,

@@ -23,6 +23,7 @@ from proxy.exchange import Exchange
 from proxy.headers import RawHeaders
 from proxy.wire import dump_error
 
+LOOKS: Final = 4  # in one interval of silence: a comment comes at most so much later
 LINGER: Final = 1.0  # seconds that an engine has for ending its answer after the end marker, to keep its connection
 STREAM_HEADERS: Final[RawHeaders] = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 STREAM_OWN: Final = frozenset(name for name, _ in STREAM_HEADERS)
@@ -37,7 +38,7 @@ class Client:
         self.exchanges: tuple[Exchange, ...] = ()  # paused while the client is slow
         self.loop = request.loop
         self._ending = False
-        self.wrote = self.loop.time()
+        self.quiet = 0  # for how many of a pulse's looks
 
     async def respond(self, status: int, content_type: str, body: bytes, headers: RawHeaders) -> None:
         """A whole response; waits while the client is slow."""
@@ -48,8 +49,7 @@ class Client:
         call.bytes_out = len(body)
         if request.slow:
             await request.drained()
-        head = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
-        request.begin(status, head + headers + call.headers)
+        request.begin(status, [(b"content-type", content_type.encode()), *headers, *call.headers], len(body))
         request.end(body)
 
     async def fail(self, exc: ApiError) -> None:
@@ -70,7 +70,7 @@ class Client:
     def write(self, data: bytes) -> None:
         """Part of a stream. Never waits: while the client is slow the exchanges are paused, so at most what was read
         already is held for it."""
-        self.wrote = self.loop.time()
+        self.quiet = 0
         self.call.bytes_out += len(data)
         if not self.request.write(data):
             self._hold()
@@ -152,7 +152,8 @@ async def relay(
             if not client.cut_short():
                 await _fail(client, endpoint, shutting_down())
     finally:
-        answer.close()
+        if opened is None:
+            answer.close()
         request.watch(None)
         if pulse is not None:
             pulse.close()
@@ -274,26 +275,27 @@ async def _fail(client: Client, endpoint: Endpoint, exc: ApiError) -> None:
 
 
 class Pulse:
-    """Comments for a stream while its engine is silent. One timer, looked at rather than moved with every piece."""
+    """Comments for a stream while its engine is silent. One timer, which now and then looks whether anything was
+    written since; no piece moves it, or asks for the time."""
 
     def __init__(self, client: Client, interval: float) -> None:
         self._client = client
-        self._interval = interval
+        self._interval = interval / LOOKS
         self._loop = client.loop
-        self._timer = self._loop.call_later(interval, self._beat)
+        self._timer = self._loop.call_later(self._interval, self._beat)
 
     def close(self) -> None:
         self._timer.cancel()
 
     def _beat(self) -> None:
         client = self._client
-        silent = self._loop.time() - client.wrote
-        if silent < self._interval:
-            self._timer = self._loop.call_later(self._interval - silent, self._beat)
+        self._timer = self._loop.call_later(self._interval, self._beat)
+        client.quiet += 1
+        if client.quiet < LOOKS:
             return
+        client.quiet = 0
         if client.open:
             if not client.call.started:
                 client.head(CONTENT_TYPE, [])
             waiting = client.call.waiting
             client.write(KEEP_ALIVE if waiting is None else comment(waiting()))
-        self._timer = self._loop.call_later(self._interval, self._beat)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
-from proxy.connection import ConnectFailed, Connection
+from proxy.connection import ConnectFailed, Connection, Owner
 from proxy.open_files import shortage
 
 SWEEP: Final = 1.0  # seconds between two looks at the time limits
@@ -55,7 +55,7 @@ class Origin(NamedTuple):
         )
 
 
-class Connections:
+class Connections(Owner):
     """The connections to one origin."""
 
     def __init__(self, origin: Origin, limits: Limits, context: Callable[[], ssl.SSLContext]) -> None:
@@ -115,6 +115,8 @@ class Connections:
         for connection in [c for c in self._idle if now - c.touched > limits.keep]:
             connection.close()
         for connection in list(self.active):
+            if connection.heard:
+                connection.heard, connection.touched = False, now
             if connection.paused:  # silent because the client is slow: not the engine's fault
                 continue
             limit = limits.idle if connection.head_seen else limits.response

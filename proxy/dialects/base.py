@@ -2,18 +2,21 @@
 
 A dialect never sees a socket, a clock or another dialect. `forward` hands it a `Request` and a `Target`, sends what
 comes back, and feeds it what the engine answers. Nobody changes a value that is made here. Those that every request
-makes aren't frozen all the same, as that makes them twice as dear (docs/data-path.md).
+makes aren't frozen all the same, and write their `__init__` out: where this is compiled, a generated one is Python's
+and six times as dear (docs/data-path.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, Literal, Protocol
 
 from proxy.errors import ApiError
 from proxy.forms import Form
-from proxy.wire import Members
+from proxy.glance import Glance
+from proxy.wire import Members, members
 
 EngineKind = Literal["transformers", "vllm", "sglang", "tgi", "ollama", "llamacpp", "infinity", "tei", "openai"]
 Endpoint = Literal[
@@ -39,21 +42,43 @@ Endpoint = Literal[
 ReasoningField = Literal["passthrough", "reasoning_content", "reasoning", "both"]
 ImageUrls = Literal["passthrough", "fetch", "reject"]
 ChatMode = Literal["native", "openai", "auto"]
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
-@dataclass(slots=True)
 class Request:
-    """What a client asked, read and split once. Nobody changes `members`: a dialect that needs others copies them."""
+    """What a client asked, read once. `glance`: the little that had to be known of it, where that is enough; `form`: it
+    came as one, and `body` is empty."""
 
-    endpoint: Endpoint
-    body: bytes
-    members: Members | None  # a JSON body's top-level members; None: it came as a form
-    form: Form | None = None
-    stream: bool = False
-    now: int = 0  # unix seconds when it arrived: a dialect has no clock
+    __slots__ = ("_members", "body", "endpoint", "form", "glance", "now", "stream")
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        body: bytes,
+        members: Members | None = None,
+        form: Form | None = None,
+        stream: bool = False,
+        now: int = 0,
+        glance: Glance | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self.body = body
+        self.form = form
+        self.stream = stream
+        self.now = now  # unix seconds when it arrived: a dialect has no clock
+        self.glance = glance
+        self._members = members
+
+    @property
+    def members(self) -> Members:
+        """A JSON body's top-level members, none of a form. Nobody changes them: a dialect that needs others copies
+        them. Raises `InvalidJson`."""
+        if self._members is None:
+            self._members = {} if self.form is not None else members(self.body)
+        return self._members
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Target:
     """The replica that will answer: all that a dialect may know of it."""
 
@@ -61,55 +86,107 @@ class Target:
     backend: str  # its name in the configuration: for messages
     model: str  # the name the engine knows
     public: str  # the name the client uses; what a reply's `model` says
-    version: str | None = None  # the engine's own, where it tells one
-    prefix: str = "/v1"  # what the engine puts before OpenAI's paths; Infinity has none by default
-    reasoning_field: ReasoningField = "passthrough"
-    image_urls: ImageUrls = "passthrough"
-    chat_mode: ChatMode = "auto"  # TGI: its own wire format or its /v1
-    strict_params: bool = False  # refuse what can't be expressed instead of dropping and reporting it
-    options: Mapping[str, Any] = field(default_factory=dict)  # members set for this backend where absent
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what earlier requests learned of this backend
-    healthy: bool = False  # it answers probes as its kind does, so a missing route is a missing ability
+    version: str | None  # the engine's own, where it tells one
+    prefix: str  # what the engine puts before OpenAI's paths; Infinity has none by default
+    reasoning_field: ReasoningField
+    image_urls: ImageUrls
+    chat_mode: ChatMode  # TGI: its own wire format or its /v1
+    strict_params: bool  # refuse what can't be expressed instead of dropping and reporting it
+    options: Mapping[str, Any]  # members set for this backend where absent
+    facts: Mapping[str, Any]  # what earlier requests learned of this backend
+    healthy: bool  # it answers probes as its kind does, so a missing route is a missing ability
+
+    def __init__(
+        self,
+        kind: EngineKind,
+        backend: str,
+        model: str,
+        public: str,
+        version: str | None = None,
+        prefix: str = "/v1",
+        reasoning_field: ReasoningField = "passthrough",
+        image_urls: ImageUrls = "passthrough",
+        chat_mode: ChatMode = "auto",
+        strict_params: bool = False,
+        options: Mapping[str, Any] = NOTHING,
+        facts: Mapping[str, Any] = NOTHING,
+        healthy: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.backend = backend
+        self.model = model
+        self.public = public
+        self.version = version
+        self.prefix = prefix
+        self.reasoning_field = reasoning_field
+        self.image_urls = image_urls
+        self.chat_mode = chat_mode
+        self.strict_params = strict_params
+        self.options = options
+        self.facts = facts
+        self.healthy = healthy
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Encoded:
     """An upstream call. `path` begins behind the base URL."""
 
     path: str
     body: bytes
-    content_type: str = "application/json"
+    content_type: str
+
+    def __init__(self, path: str, body: bytes, content_type: str = "application/json") -> None:
+        self.path = path
+        self.body = body
+        self.content_type = content_type
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Answered:
     """What an engine answered, complete."""
 
     status: int
     content_type: str
     body: bytes
-    headers: Sequence[tuple[bytes, bytes]] = ()
+    headers: Sequence[tuple[bytes, bytes]]
+
+    def __init__(
+        self, status: int, content_type: str, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        self.status = status
+        self.content_type = content_type
+        self.body = body
+        self.headers = headers
 
     def header(self, name: bytes) -> str | None:
         """The first header of that (lower-case) name."""
         return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Usage:
     """Tokens as the engine counted them, for the metrics."""
 
-    prompt: int = 0
-    completion: int = 0
+    prompt: int
+    completion: int
+
+    def __init__(self, prompt: int = 0, completion: int = 0) -> None:
+        self.prompt = prompt
+        self.completion = completion
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Reply:
     """A whole answer, ready for the client."""
 
     body: bytes
-    content_type: str = "application/json"
-    usage: Usage | None = None
+    content_type: str
+    usage: Usage | None
+
+    def __init__(self, body: bytes, content_type: str = "application/json", usage: Usage | None = None) -> None:
+        self.body = body
+        self.content_type = content_type
+        self.usage = usage
 
 
 class StreamDecoder(Protocol):
@@ -152,13 +229,18 @@ class ResponseDecoder(Protocol):
         returns what may be written as it comes, the last to end adds the end marker."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Plan:
     """What is to be sent: several calls (a fan-out) run at once and end together."""
 
     calls: tuple[Encoded, ...]
     decoder: ResponseDecoder
-    dropped: tuple[str, ...] = ()  # members that the engine has no word for: `x-illm-dropped-params`
+    dropped: tuple[str, ...]  # members that the engine has no word for: `x-illm-dropped-params`
+
+    def __init__(self, calls: tuple[Encoded, ...], decoder: ResponseDecoder, dropped: tuple[str, ...] = ()) -> None:
+        self.calls = calls
+        self.decoder = decoder
+        self.dropped = dropped
 
 
 @dataclass(frozen=True, slots=True)

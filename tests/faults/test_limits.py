@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.call import Call, clock
+from proxy.client_head import Head, Target
 from proxy.client_request import ClientRequest
 from proxy.exchange import HOLD, Exchange
 from proxy.relay import Client as Sender
@@ -81,8 +82,7 @@ class Slow:
         self.slow = False
         self.sent: list[bytes] = []
         self._read = asyncio.Event()
-        scope = {"method": "POST", "http_version": "1.1", "headers": []}
-        self.request = ClientRequest(self, scope, keep_alive=True)
+        self.request = ClientRequest(self, Head("POST", Target(b"/"), "1.1", [], True))
 
     def caught_up(self) -> None:
         self.slow = False
@@ -99,8 +99,8 @@ class Slow:
 
     def want_body(self) -> None: ...
 
-    def head_lines(self) -> list[tuple[bytes, bytes]]:
-        return []
+    def head_lines(self) -> bytes:
+        return b"\r\n"
 
     def answered(self, request: ClientRequest) -> None: ...
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.headers import for_client, for_upstream, named, request_id
+from proxy.headers import for_client, for_upstream, named, new_id, offered_id
 
 
 @pytest.mark.parametrize("offered", [b"a", b"A-z_0.9", b"x" * 128])
 def test_a_harmless_id_is_taken(offered: bytes) -> None:
-    assert request_id(offered) == offered
+    assert offered_id(offered) == offered
 
 
 @pytest.mark.parametrize("offered", [None, b"", b"a b", b"a\nb", b"x" * 129, "é".encode(), b'"a"', b"a\n"])
-def test_any_other_is_replaced(offered: bytes | None) -> None:
-    made = request_id(offered)
+def test_any_other_is_not(offered: bytes | None) -> None:
+    assert offered_id(offered) == b""
 
-    assert made != offered
-    assert request_id(made) == made
-    assert made != request_id(offered)
+
+def test_a_new_id_is_harmless_and_another_each_time() -> None:
+    made = new_id()
+
+    assert offered_id(made) == made
+    assert made != new_id()
 
 
 PASS = [b"accept", b"accept-language", b"user-agent", b"traceparent", b"tracestate", b"baggage", b"x-session-id"]

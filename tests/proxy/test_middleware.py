@@ -12,7 +12,8 @@ import pytest_asyncio
 
 from proxy.errors import ApiError
 from proxy.headers import named
-from proxy.middleware import OPEN_PATHS, Cors, Keys
+from proxy.middleware import OPEN_PATHS
+from proxy.reading import Cors, Keys
 from tests.proxy.harness import Got, Line, Running, engine, gateway, one_backend
 
 one_loop = pytest.mark.asyncio(loop_scope="module")

@@ -22,6 +22,7 @@ from proxy.dialects.shared.openai_in import Child
 from proxy.dialects.shared.tgi_errors import decode_tgi_error, decode_tgi_event
 from proxy.errors import ApiError, error
 from proxy.framing import SseParser
+from proxy.glance import ABSENT, Glance
 from proxy.wire import InvalidJson, JsonObject, Members, Raw, bad_json, dump, load, load_object
 
 _TEXT: Final = frozenset(("chat", "completions"))
@@ -33,6 +34,8 @@ SYNONYMS: Final[dict[EngineKind, dict[str, str]]] = {
     "vllm": {"repeat_penalty": "repetition_penalty"},
     "sglang": {"repeat_penalty": "repetition_penalty"},
 }
+# Engines whose chat requests may pass as they came; the others' always change.
+_PASSED: Final = frozenset(("vllm", "sglang", "llamacpp", "infinity", "openai"))
 # transformers serve refuses members that it doesn't know; these it takes inside `generation_config`.
 GENERATION_CONFIG: Final = ("top_k", "min_p", "typical_p", "repetition_penalty")
 # Engines that go on generating for a plain request whose client has left, but stop at once when a stream is closed:
@@ -58,6 +61,8 @@ class OpenAI:
 
     def _encode(self, request: Request, target: Target) -> Plan:
         path = path_for(request.endpoint, target)
+        if request.glance is not None and _passes(request.glance, request.stream, target):
+            return Plan((Encoded(path, request.body),), Decoder(request, target))
         if request.form is not None:
             content_type, body = request.form.encode({"model": target.model, "framework": None})
             return Plan((Encoded(path, body, content_type),), Decoder(request, target))
@@ -191,10 +196,21 @@ class TeiRerankDecoder(Decoder):
             ) from None
 
 
+def _passes(glance: Glance, stream: bool, target: Target) -> bool:
+    """Is a body with nothing but this sent as it came? Only where `_members` and `content` would change nothing."""
+    if glance.model != target.model or target.kind not in _PASSED or target.options:
+        return False
+    if target.kind == "llamacpp":
+        if not stream or glance.repetition_penalty is not ABSENT:
+            return False
+    elif glance.repeat_penalty is not ABSENT:
+        return False
+    return (stream or glance.stream_options is ABSENT) and content.all_text(glance.messages)
+
+
 def _members(request: Request, target: Target) -> Members:
     """What is sent instead of the request's members; the same object where nothing changes."""
     members = request.members
-    assert members is not None
     changes: dict[str, Raw | None] = {}
     if "model" not in members or load(members["model"]) != target.model:
         changes["model"] = Raw(dump(target.model))
@@ -235,9 +251,11 @@ def _generation_config(members: Members) -> dict[str, Raw | None]:
 
 def _several(request: Request) -> bool:
     """May more than one choice come?"""
-    members = request.members or {}
     if request.endpoint not in _TEXT:
         return False
+    if request.glance is not None:
+        return bytes(request.glance.n) not in (b"", b"1", b"null")
+    members = request.members
     return bytes(members.get("n", b"1")) not in (b"1", b"null") or bytes(members.get("prompt", b"")).startswith(b"[")
 
 

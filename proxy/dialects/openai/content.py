@@ -15,6 +15,7 @@ from typing import Final
 from proxy.dialects.base import Target
 from proxy.dialects.shared.images import CONTROL, HTTP, data_url, inline_url
 from proxy.errors import ApiError, error
+from proxy.glance import ABSENT, Message
 from proxy.wire import InvalidJson, JsonObject, Members, Raw, items
 
 # member -> must its `data:` URL be an image?
@@ -43,6 +44,14 @@ def needs_look(body: Members) -> bool:
         if name in _ROOTS and _holds_parts(value):
             return True
     return False
+
+
+def all_text(messages: list[Message]) -> bool:
+    """Of a glance: False where a message's content may hold media."""
+    for one in messages:
+        if one.content is not ABSENT and memoryview(one.content)[0] not in _TEXT:
+            return False
+    return True
 
 
 def _holds_parts(value: Raw) -> bool:

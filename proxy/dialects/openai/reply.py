@@ -1,7 +1,7 @@
 """Whole answers of engines that speak OpenAI: the public name, OpenAI's finish reasons, usage, errors told with a 200.
 
-A small JSON body is split into its top-level members; a large one (embeddings) has its name replaced where it stands
-and is otherwise handed on unread.
+A chat's or completion's that needs no change is known by a glance. Any other small JSON body is split into its
+top-level members; a large one (embeddings) has its name replaced where it stands and is otherwise handed on unread.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from proxy import glance
 from proxy.dialects.base import Endpoint, ReasoningField, Reply, Target, Usage
 from proxy.dialects.openai.names import Renamer
 from proxy.dialects.shared.errors import error_in_200
 from proxy.errors import ApiError, error
+from proxy.glance import ABSENT, Counted, Told
 from proxy.wire import InvalidJson, JsonObject, Raw, dump, load, load_object, members
 
 SMALL: Final = 64 * 1024
@@ -20,6 +22,8 @@ _USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*\})')
 # Chat and completions; Responses and Messages, whose cached tokens are counted apart in the Messages API only.
 _PROMPT: Final = ("prompt_tokens", "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _COMPLETION: Final = ("completion_tokens", "output_tokens")
+_CHOICES: Final = frozenset(("chat", "completions"))
+_ODD_REASONS: Final = frozenset(("abort", ""))
 _ODD_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(?:abort)?"')
 
 
@@ -27,6 +31,10 @@ def decode_json(endpoint: Endpoint, target: Target, body: bytes) -> Reply:
     """A JSON answer with status 200. Raises `ApiError` where it is an error all the same, or no JSON."""
     if len(body) > SMALL:
         return _large(target, body)
+    if endpoint in _CHOICES and target.reasoning_field == "passthrough":
+        seen = glance.told(body)
+        if seen is not None and seen.model == target.public and _is_usual(seen):
+            return Reply(body, usage=_counted(seen.usage))
     try:
         parts = members(body)
     except InvalidJson:
@@ -45,6 +53,23 @@ def decode_json(endpoint: Endpoint, target: Target, body: bytes) -> Reply:
         return Reply(body, usage=usage)
     parts["model"] = Raw(public)
     return Reply(dump(parts), usage=usage)
+
+
+def _is_usual(seen: Told) -> bool:
+    """No error in disguise, and only finish reasons that OpenAI has?"""
+    if seen.error is not ABSENT or seen.object == "error":
+        return False
+    for choice in seen.choices:  # noqa: SIM110 - on the hot path
+        if choice.finish_reason in _ODD_REASONS:
+            return False
+    return True
+
+
+def _counted(seen: Counted | None) -> Usage | None:
+    if seen is None:
+        return None
+    prompt = seen.prompt_tokens + seen.input_tokens + seen.cache_read_input_tokens + seen.cache_creation_input_tokens
+    return Usage(prompt, seen.completion_tokens + seen.output_tokens)
 
 
 def _may_be_error(parts: dict[str, Raw]) -> bool:
