@@ -101,7 +101,7 @@ class Connection:
         self._keep = False
         self._framed = True  # the body has a length or chunks; else it ends where the connection does
         self._chunked = False
-        self._inside = False  # the parser stands inside a chunk
+        self._inside = False  # the parser stands inside a chunk or its size line
         self._answered = False  # any byte of this answer came
         self._uses = 0
         self._paused = False
@@ -180,6 +180,8 @@ class Connection:
                 self._fail(ConnectionLost(f"what it answered is not HTTP ({exc})"))
                 return
             self._keep = False  # it said more than it was asked: the answer stands, the connection doesn't
+        if not data.endswith(b"\r\n"):
+            self._inside = True
         self._deliver()
 
     def pause_writing(self) -> None:

@@ -19,36 +19,13 @@ DEFAULT_LIMIT: Final = 16 * 1024 * 1024
 _BOM: Final = b"\xef\xbb\xbf"
 # Standard fields that nobody here has a use for: they make no event by themselves.
 _IGNORED: Final = frozenset({"id", "retry"})
+_EVENT: Final = re.compile(rb".*?(?:\r\n|\n|\r(?!\n)){2}[\r\n]*", re.DOTALL)  # with all line ends behind it
 # A line end (or the buffer's start) with blank lines behind it. Possessive, or CRLF would count as two line ends.
 _BLANK_LINES: Final = re.compile(rb"(?:\A|\r\n?+|\n)(?:\r\n?+|\n)+")
 
-
 _SIZE: Final = 9  # bytes of a chunk's size line that are looked through: what is longer isn't usual
 _LAST: Final = b"0"
-
-
-def whole_chunks(data: bytes) -> tuple[bytes, int]:
-    """The body of those chunks that `data` begins with and holds wholly (RFC 9112 §7.1), and how many of its bytes they
-    are. What is left is for a real parser: a part of a chunk, the last one, an extension, and what is no chunk."""
-    at, bodies = 0, []
-    while True:
-        end = data.find(b"\r\n", at, at + _SIZE)
-        digits = data[at:end]
-        if end < 0 or not digits.isalnum() or digits.startswith(_LAST):
-            break
-        try:
-            size = int(digits, 16)
-        except ValueError:
-            break
-        begin = end + 2
-        behind = begin + size
-        if data[behind : behind + 2] != b"\r\n":
-            break
-        bodies.append(data[begin:behind])
-        at = behind + 2
-        if at == len(data):
-            break
-    return bodies[0] if len(bodies) == 1 else b"".join(bodies), at
+_SIZES: Final = {b"%x" % size: size for size in range(1, 1024)}  # of a token's event, say
 
 
 class FrameTooLong(ValueError):
@@ -211,3 +188,49 @@ def complete_prefix(buffer: bytes) -> int:
     for match in _BLANK_LINES.finditer(buffer):
         prefix = match.end()
     return prefix
+
+
+def split_events(data: bytes) -> list[bytes]:
+    """Whole events, as they stand; each with the blank lines behind it."""
+    if data.find(b"\r") >= 0:
+        return _EVENT.findall(data)
+    events = []
+    begin = 0
+    while begin < len(data):
+        end = data.find(b"\n\n", begin)
+        if end < 0:
+            break
+        end += 2
+        while data.startswith(b"\n", end):
+            end += 1
+        events.append(data[begin:end])
+        begin = end
+    return events
+
+
+def whole_chunks(data: bytes) -> tuple[bytes, int]:
+    """The body of those chunks that `data` begins with and holds wholly (RFC 9112 §7.1), and how many of its bytes they
+    are. What is left is for a real parser: a part of a chunk, the last one, an extension, and what is no chunk."""
+    at, bodies = 0, []
+    while True:
+        end = data.find(b"\r\n", at, at + _SIZE)
+        if end < 0:
+            break
+        digits = data[at:end]
+        size = _SIZES.get(digits, 0)
+        if not size:  # a large one, or none
+            if not digits.isalnum() or digits.startswith(_LAST):
+                break
+            try:
+                size = int(digits, 16)
+            except ValueError:
+                break
+        begin = end + 2
+        behind = begin + size
+        if data[behind : behind + 2] != b"\r\n":
+            break
+        bodies.append(data[begin:behind])
+        at = behind + 2
+        if at == len(data):
+            break
+    return bodies[0] if len(bodies) == 1 else b"".join(bodies), at

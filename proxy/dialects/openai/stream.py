@@ -19,7 +19,7 @@ from proxy.dialects.openai.reply import rename_reasoning, usage_of
 from proxy.dialects.shared.errors import decode_error_event
 from proxy.errors import ApiError, error
 from proxy.events import DONE, error_events
-from proxy.framing import Event, FrameTooLong, SseParser, complete_prefix
+from proxy.framing import Event, FrameTooLong, SseParser, complete_prefix, split_events
 from proxy.wire import InvalidJson, JsonObject, dump, load_object
 
 LIMIT: Final = 16 * 1024 * 1024  # one event
@@ -29,7 +29,6 @@ LIMIT: Final = 16 * 1024 * 1024  # one event
 _MARKS: Final[tuple[bytes, ...]] = (b"[DONE]", b'"error"', b"error:", b'"finish_reason":"', b'"usage":{')
 _TYPED_MARKS: Final[tuple[bytes, ...]] = (b'"type":"error"', b"message_", b'"type":"response.')
 _SPACED: Final = re.compile(rb'"(?:id|object|choices|model|type)"\s+:|"(?:id|object|choices|model|type)":\s')
-_EVENT: Final = re.compile(rb".*?(?:\r\n|\n|\r(?!\n)){2}[\r\n]*", re.DOTALL)
 
 # The event that ends a stream which has no [DONE].
 _TERMINAL: Final[dict[Endpoint, frozenset[str]]] = {
@@ -108,7 +107,7 @@ class PassThroughDecoder:
         if self._always:
             return self._inspect(data)
         for mark in self._marks:
-            if mark in data:
+            if data.find(mark) >= 0:  # `in` would first make an error of its not being a number
                 return self._inspect(data)
         return self._rename(data)
 
@@ -144,8 +143,11 @@ class PassThroughDecoder:
         if data.startswith(b"\xef\xbb\xbf"):
             data = data[3:]
         data = data.lstrip(b"\r\n")  # the rest of a CRLF, say: no event yet
-        while (found := _EVENT.match(data)) is not None and _only_comments(found[0]):
-            data = data[found.end() :]
+        while data.startswith(b":"):
+            first = split_events(data)[0]
+            if not _only_comments(first):
+                break
+            data = data[len(first) :]
         if data:
             self._begun = True
             if self._endpoint not in _TERMINAL:
@@ -159,7 +161,7 @@ class PassThroughDecoder:
         """The events of one read, one by one; what is decoded before an error waits in `pending`."""
         out: list[bytes] = []
         try:
-            for raw in _EVENT.findall(data):
+            for raw in split_events(data):
                 out.append(self._one(raw))
                 if self.done:
                     break
