@@ -141,9 +141,13 @@ def about(there: Address) -> dict[str, Any]:
     return asyncio.run(_about(there))
 
 
-def end(there: Address) -> None:
-    """Tell it to stop its engines and end, and wait until it has, or for `FAREWELL` seconds. Raises `LauncherError`."""
+def tell_to_end(there: Address) -> None:
+    """Tell it to stop its engines and end. Raises `LauncherError`."""
     asyncio.run(_shutdown(there))
+
+
+def await_end(there: Address) -> None:
+    """Wait until it has ended, or for `FAREWELL` seconds."""
     deadline = time.monotonic() + FAREWELL
     while listens(there) and time.monotonic() < deadline:
         time.sleep(POLL)

@@ -1,7 +1,8 @@
 """Serving: which port, what is printed at the start, and the drain at the end. The HTTP server itself is uvicorn.
 
-On SIGTERM or SIGINT the listening socket closes, answers under way go on for `server.drain_timeout` seconds, and
-streams that are still running then end with an error inside them. On SIGHUP changed settings are taken over.
+On SIGTERM or SIGINT the listening socket closes, answers under way go on for `server.drain_timeout` seconds, which is
+said, and streams that are still running then end with an error inside them; a second SIGINT ends them at once. On
+SIGHUP changed settings are taken over.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
+from types import FrameType
 from typing import Final, Protocol, cast
 
 import uvicorn
@@ -24,6 +26,7 @@ from proxy.app import Gateway, create_app
 from proxy.client_connection import ClientConnection
 from proxy.dialects.openai.paths import TITLES
 from proxy.discovery import new_client, probe
+from proxy.drain import DrainingServer, waits_for
 from proxy.launched import Launch, Revive
 from proxy.launcher_client import Address
 from proxy.local import DEMO
@@ -42,8 +45,8 @@ class ServeError(Exception):
     """The gateway can't start; the text is for people."""
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, telling when it listens, and with a say on SIGHUP where there is one."""
+class _Server(DrainingServer):
+    """uvicorn, telling when it listens and what its end waits for, and with a say on SIGHUP where there is one."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None], hangup: Callable[[], None] | None) -> None:
         super().__init__(config)
@@ -56,6 +59,19 @@ class _Server(uvicorn.Server):
             if self._hangup is not None and hasattr(signal, "SIGHUP"):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup)
             self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        limit = self.config.timeout_graceful_shutdown
+        if self.under_way and limit and not self._hurried:
+            say(waits_for(self.under_way, limit, again=signal.SIGINT in self._captured_signals))
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The second Ctrl-C hurries, and does no more than that: uvicorn's own would leave clients without a word."""
+        self._captured_signals.append(sig)
+        if self.should_exit and sig == signal.SIGINT:
+            self.hurry()
+        self.should_exit = True
 
 
 class Reloads(Protocol):
@@ -119,7 +135,7 @@ def serve(
 
     def ready() -> None:
         settle()
-        print("\n".join([*notes, *greeting(gateway, settings, address)]), file=sys.stderr, flush=True)  # noqa: T201
+        say("\n".join([*notes, *greeting(gateway, settings, address)]))
 
     server = _Server(config, ready, Reloading(gateway, reload) if reload is not None else None)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -127,6 +143,11 @@ def serve(
             runner.run(server.serve(sockets=[sock]))
         except KeyboardInterrupt:
             return
+
+
+def say(text: str) -> None:
+    """To people, at once."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def configured(gateway: Gateway, settings: Settings) -> uvicorn.Config:

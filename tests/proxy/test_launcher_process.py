@@ -20,7 +20,18 @@ import pytest
 from proxy import launcher_process
 from proxy.commands.source import Asked
 from proxy.launcher_client import Address, LauncherError
-from proxy.launcher_process import Home, about, address, connectable, end, ensure, home, listens, state_root
+from proxy.launcher_process import (
+    Home,
+    about,
+    address,
+    await_end,
+    connectable,
+    ensure,
+    home,
+    listens,
+    state_root,
+    tell_to_end,
+)
 from proxy.settings import LauncherSettings
 from tests.engines.process import answers, free_port, wait_until
 
@@ -40,7 +51,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield made
     for path in made.rglob("launcher.sock"):
         with suppress(LauncherError):
-            end(Address("left", f"unix:{path}"))
+            tell_to_end(Address("left", f"unix:{path}"))
     shutil.rmtree(made)
 
 
@@ -78,7 +89,8 @@ def test_it_is_started_once_and_then_told_to_read_its_settings_anew(place: Home,
     )
     assert about(there)["pid"] == first["pid"]
 
-    end(there)
+    tell_to_end(there)
+    await_end(there)
     assert not listens(there)
     wait_until(lambda: not alive(first["pid"]), SECONDS, "it has ended, and is no zombie")
 
