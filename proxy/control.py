@@ -67,11 +67,14 @@ class Control:
             self._finder.start()
         if self._looks:
             await self.health.first_round(FIRST_ROUND)
+        for one in self.launched:
+            one.telling = True
 
     def follow(self, address: Address, revive: Revive | None = None) -> Launched:
         """One more launcher, from now on."""
         one = Launched(address, self.registry, self.health, revive)
         self.launched.append(one)
+        one.telling = True
         one.start()
         return one
 

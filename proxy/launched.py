@@ -56,6 +56,7 @@ class Launched:
     def __init__(self, address: Address, registry: Registry, health: HealthLoop, revive: Revive | None = None) -> None:
         self.name = address.name
         self.address = address
+        self.telling = False  # the log is told how its engines change; at first, the start-up text says how they are
         self._registry = registry
         self._health = health
         self._revive = revive
@@ -237,7 +238,7 @@ class Launched:
             self._meet(mirror)
         else:
             self._part(mirror)
-        if changed and row.state != "ready":
+        if changed and self.telling and row.state != "ready":
             why = f": {backend.detail}" if row.state in ("backoff", "fatal") else ""
             log.info("engine '%s' is %s%s", backend.name, row.state, why)
         if before != (backend.state, backend.settings):

@@ -31,6 +31,7 @@ from proxy.launched import Launch, Revive
 from proxy.launcher_client import Address
 from proxy.local import DEMO
 from proxy.open_files import Watch
+from proxy.pool import Backend
 from proxy.registry import Registry
 from proxy.settings import Settings, SettingsError
 
@@ -237,23 +238,43 @@ def greeting(gateway: Knows, settings: Settings, address: str) -> list[str]:
             f"Warning: on {settings.server.host} without keys, whoever reaches it may use it. Set server.api_keys "
             "(ILLM_API_KEYS)."
         )
+    lines += [_row(backend) for backend in registry.backends.values()]
     for backend in registry.backends.values():
-        names = ", ".join(model.id for model in backend.models[:4]) + (", …" if len(backend.models) > 4 else "")
-        kind = TITLES[backend.kind] if backend.kind is not None else "not recognised yet"
-        what = names if backend.state == "ready" else f"{backend.state}: {backend.detail}"
-        there = backend.engine is None or backend.state == "ready"
-        where = backend.settings.root if there or backend.engine is None else f"launcher '{backend.engine.launcher}'"
-        lines.append(f"  {backend.name:<12} {kind:<28} {where:<28} {what}")
-    routes = [route.name for route in registry.snapshot.routes.values()]
+        if backend.engine is not None and _given_up(backend):
+            lines += [backend.detail, f"Mend that, then `illm start {backend.engine.name}` tries again."]
     demo = registry.backends.get(DEMO)
     if demo is not None and demo.local:  # and not one of the settings that is called so
         lines += _demo_hint()
-    if routes:
-        key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.server.api_keys else ""
-        body = f'{{"model": "{settings.model or routes[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-        lines += ["Try it:", f"  curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' \\",
-                  f"    -d '{body}'"]  # fmt: skip
-    return lines
+    return lines + _try_it(registry, settings, address)
+
+
+def _try_it(registry: Registry, settings: Settings, address: str) -> list[str]:
+    """Nothing where nothing can be served."""
+    there = [n for n, route in registry.snapshot.names.items() if any(r.backend.servable for r in route.replicas)]
+    if not there:
+        return []
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.server.api_keys else ""
+    model = settings.model if settings.model in there else there[0]
+    return [
+        "Try it:",
+        f"  curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' \\",
+        f'    -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'',
+    ]
+
+
+def _row(backend: Backend) -> str:
+    names = ", ".join(model.id for model in backend.models[:4]) + (", …" if len(backend.models) > 4 else "")
+    kind = TITLES[backend.kind] if backend.kind is not None else "not recognised yet"
+    detail = "see below" if _given_up(backend) else backend.detail
+    what = names if backend.state == "ready" else f"{backend.state}: {detail}"
+    there = backend.engine is None or backend.state == "ready"
+    where = backend.settings.root if there or backend.engine is None else f"launcher '{backend.engine.launcher}'"
+    return f"  {backend.name:<12} {kind:<28} {where:<28} {what}"
+
+
+def _given_up(backend: Backend) -> bool:
+    """Is it an engine that its launcher can't start? Why is too long for a table."""
+    return backend.engine is not None and backend.engine.state == "fatal"
 
 
 def _only_here(host: str) -> bool:

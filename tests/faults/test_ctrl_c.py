@@ -1,4 +1,4 @@
-"""Ctrl-C while requests are under way: it says at once what it waits for; the second one ends it, and clients are told."""
+"""Ctrl-C while requests are under way: it says what it waits for; the second one ends it, and clients are told."""
 
 from __future__ import annotations
 
