@@ -71,6 +71,7 @@ class Launched:
     def start(self) -> None:
         """Follow it from now on."""
         self._registry.launchers[self.name] = f"Launcher '{self.name}' was not asked yet."
+        self._registry.unasked.add(self.name)
         self._task = asyncio.create_task(self._follow(), name=f"launcher '{self.name}'")
 
     async def first_round(self, patience: float) -> None:
@@ -170,7 +171,7 @@ class Launched:
         for mirror in self._mirrors.values():
             if mirror.row.state == "ready":
                 mirror.gate.renew()
-        self._asked.set()
+        self._heard()
 
     def _away(self, reason: str) -> None:
         if self._connected or not self._asked.is_set():
@@ -180,6 +181,11 @@ class Launched:
         for mirror in self._mirrors.values():
             if mirror.row.state != "ready":
                 self._show(mirror)
+        self._heard()
+
+    def _heard(self) -> None:
+        """Of it, or that there is nothing to be heard."""
+        self._registry.unasked.discard(self.name)
         self._asked.set()
 
     # -- one engine ------------------------------------------------------------------------------------------
