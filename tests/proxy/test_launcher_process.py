@@ -157,9 +157,9 @@ def test_where_launchers_live(setting: str | None, environ: dict[str, str], fold
 
 def test_where_orders_are_taken() -> None:
     place = Home(Path("/s"))
-    assert address(place, LauncherSettings()) == Address("local", "unix:/s/launcher.sock")
+    assert address(place, LauncherSettings()) == Address("s", "unix:/s/launcher.sock", own=True)
     tcp = LauncherSettings.model_validate({"listen": "http://0.0.0.0:8090", "api_key": "k"})
-    assert address(place, tcp) == Address("local", "http://127.0.0.1:8090", "k")
+    assert address(place, tcp) == Address("s", "http://127.0.0.1:8090", "k", own=True)
     assert connectable("http://[::]:1") == "http://[::1]:1"
     assert connectable("http://10.0.0.5:1") == "http://10.0.0.5:1"
 
