@@ -51,8 +51,8 @@ class Refused(Exception):
 
 
 class Control:
-    """The API of one supervisor. `name`: what the launcher is called. `shutdown`: asks the program to end (True: leaving
-    the engines alone). `for_gateway`: it is there for a gateway that started it."""
+    """The API of one supervisor. `name`: the launcher's. `shutdown`: asks the program to end (True: leaving the engines
+    alone). `for_gateway`: it is there for a gateway that started it."""
 
     def __init__(
         self, supervisor: Supervisor, name: str, version: str, shutdown: Callable[[bool], None], *, for_gateway: bool
