@@ -25,6 +25,7 @@ HOT = (
     "proxy/headers.py",
     "proxy/line.py",
     "proxy/middleware.py",
+    "proxy/pages.py",
     "proxy/pool.py",
     "proxy/registry.py",
     "proxy/relay.py",

@@ -77,14 +77,17 @@ class Cors:
 
 
 class Keys:
-    """Bearer keys, compared in constant time: each with each, whatever matched before."""
+    """Bearer keys, compared in constant time: each with each, whatever matched before. `without`: what is checked
+    instead where there are none."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
+    def __init__(self, keys: Iterable[str], without: Callable[[Named], object] = lambda _: None) -> None:
         self._keys = tuple(key.encode() for key in keys)
+        self._without = without
 
     def check(self, headers: Named) -> None:
         """Raises 401 where a key is needed and none of ours was sent."""
         if not self._keys:
+            self._without(headers)
             return
         scheme, _, offered = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":

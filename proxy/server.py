@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import ip_address
 from types import FrameType
 from typing import Final, Protocol, cast
 
@@ -31,6 +30,7 @@ from proxy.launched import Launch, Revive
 from proxy.launcher_client import Address
 from proxy.local import DEMO
 from proxy.open_files import Watch
+from proxy.pages import only_here
 from proxy.pool import Backend
 from proxy.registry import Registry
 from proxy.settings import Settings, SettingsError
@@ -233,7 +233,7 @@ def greeting(gateway: Knows, settings: Settings, address: str) -> list[str]:
     """The start-up text: where it listens, what it serves, and a `curl` that works now."""
     registry = gateway.registry
     lines = [f"illm is listening on {address}/v1"]
-    if not (settings.server.api_keys or _only_here(settings.server.host)):
+    if not (settings.server.api_keys or only_here(settings.server.host)):
         lines.append(
             f"Warning: on {settings.server.host} without keys, whoever reaches it may use it. Set server.api_keys "
             "(ILLM_API_KEYS)."
@@ -275,14 +275,6 @@ def _row(backend: Backend) -> str:
 def _given_up(backend: Backend) -> bool:
     """Is it an engine that its launcher can't start? Why is too long for a table."""
     return backend.engine is not None and backend.engine.state == "fatal"
-
-
-def _only_here(host: str) -> bool:
-    """Can only this machine reach it there?"""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _demo_hint() -> list[str]:
