@@ -37,7 +37,8 @@ def refused(headers: dict[str, str], *names: str, here: bool = True, origins: tu
     "host",
     [
         "127.0.0.1:8000", "127.0.0.1", "localhost:8000", "LOCALHOST", "localhost.", "[::1]:8000", "[::1]",
-        "10.0.0.5:80", "[fe80::1]:8000", "illm:8000", "gateway", "box.local:8000", "host.docker.internal:8000", "app.localhost", "",
+        "10.0.0.5:80", "[fe80::1]:8000", "illm:8000", "gateway", "box.local:8000",
+        "host.docker.internal:8000", "app.localhost", "",
     ],
 )  # fmt: skip
 def test_names_that_are_nobody_elses(host: str) -> None:
