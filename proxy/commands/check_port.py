@@ -43,7 +43,8 @@ class Port:
             there = ", ".join(f"{one.get('name')} ({one.get('state')})" for one in self.backends) or "nothing"
             lines.append(f"An illm gateway runs at {self.gateway}, and serves {there}. `illm models` lists its models.")
         if self.taken and self.instead is not None:
-            lines.append(f"Port {self.number} is taken by {self.taken}: `illm serve` would use {self.instead}.")
+            who = "another `illm serve`" if self.taken == ILLM else "`illm serve`"
+            lines.append(f"Port {self.number} is taken by {self.taken}: {who} would use {self.instead}.")
         elif self.taken == ILLM:
             lines.append(f"Port {self.number} is taken by {self.taken}: another can't start there.")
         return lines

@@ -88,3 +88,14 @@ async def test_a_gateway_on_a_port_behind_is_found(monkeypatch: pytest.MonkeyPat
 
     assert found.gateway == running.url
     assert (found.taken, [one["name"] for one in found.backends]) == ("vLLM", ["fast"])
+
+
+async def test_another_gateway_would_take_the_next_port() -> None:
+    async with gateway({}) as running:
+        port = port_of(running.url)
+        found = await look(by_default(port))
+
+    assert found.problems() == []
+    assert found.notes()[-1] == (
+        f"Port {port} is taken by an illm gateway that runs already: another `illm serve` would use {found.instead}."
+    )
