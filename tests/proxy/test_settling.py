@@ -93,7 +93,12 @@ async def test_a_name_that_nobody_has_is_unknown_once_all_have_answered() -> Non
 
 async def test_the_demo_engine_lists_its_model_before_anybody_can_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the first curl is told that `model` is missing."""
+
+    async def later(*_: Any) -> None:
+        await asyncio.Event().wait()
+
     monkeypatch.setattr("proxy.local.LOCAL_PORTS", {})
+    monkeypatch.setattr("proxy.health.HealthLoop.look", later)  # as on a busy machine
     async with gateway({"discovery": {"local": True}, "demo": True, "health": {"interval": 60}}) as gate:
         assert list(gate.gateway.registry.snapshot.routes) == ["demo"]
         assert (await gate.client.post(CHAT_PATH, json=ASKED)).status_code == 200
