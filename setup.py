@@ -28,6 +28,7 @@ HOT = (
     "proxy/metrics.py",
     "proxy/middleware.py",
     "proxy/places.py",
+    "proxy/pages.py",
     "proxy/pool.py",
     "proxy/reading.py",
     "proxy/registry.py",

@@ -81,7 +81,7 @@ class Program:
         document = await source.read(self._command)
         launcher = document.launcher
         supervisor = Supervisor(self._folder, self._command, document)
-        control = Control(supervisor, _version(), self._end, for_gateway=self._for_gateway)
+        control = Control(supervisor, self._folder.name, _version(), self._end, for_gateway=self._for_gateway)
         sock, shown = _listen(self._folder, launcher)
         server = _Server(uvicorn.Config(
             control.app(launcher.api_key), lifespan="off", ws="none", log_config=None, access_log=False,

@@ -51,12 +51,13 @@ class Refused(Exception):
 
 
 class Control:
-    """The API of one supervisor. `shutdown`: asks the program to end (True: leaving the engines alone). `for_gateway`:
-    it is there for a gateway that started it."""
+    """The API of one supervisor. `name`: the launcher's. `shutdown`: asks the program to end (True: leaving the engines
+    alone). `for_gateway`: it is there for a gateway that started it."""
 
     def __init__(
-        self, supervisor: Supervisor, version: str, shutdown: Callable[[bool], None], *, for_gateway: bool
+        self, supervisor: Supervisor, name: str, version: str, shutdown: Callable[[bool], None], *, for_gateway: bool
     ) -> None:
+        self._name = name
         self._supervisor = supervisor
         self._version = version
         self._shutdown = shutdown
@@ -95,6 +96,7 @@ class Control:
         launcher = supervisor.document.launcher
         return 200, {
             "launcher": "illm",
+            "name": self._name,
             "version": self._version,
             "pid": os.getpid(),
             "host": platform.node(),

@@ -1,13 +1,17 @@
-"""One JSON line for each request, on standard output, a few times a second rather than one system call each."""
+"""One JSON line for each request, on standard output, a few times a second rather than one system call each.
+
+A line begins with the time of the request's end, which is put into words when the lines are written.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from contextlib import AbstractContextManager, nullcontext
+from time import gmtime, strftime, time
 from typing import Final
 
-from proxy.call import Call
+from proxy.call import Call, clock
 from proxy.wire import dump
 
 FLUSH: Final = 0.1  # seconds that a line may wait
@@ -39,12 +43,25 @@ class AccessLog:
             self._timer = None
         ended, self._ended = self._ended, []
         if ended:
-            lines = [dump(call.line(now)) + b"\n" for call, now in ended]
+            begun = time() - clock()
+            lines = [(begun + now, dump(call.line(now))) for call, now in ended]
             try:
                 with self._turn:
-                    os.write(self._fd, b"".join(lines))
+                    os.write(self._fd, timed(lines))
             except OSError:
                 return
 
     def close(self) -> None:
         self.flush()
+
+
+def timed(lines: list[tuple[float, bytes]]) -> bytes:
+    """The lines as they are written, each with its time: ISO 8601, UTC, milliseconds."""
+    written: list[bytes] = []
+    second, shown = -1, b""
+    for at, text in lines:
+        whole = int(at)
+        if whole != second:
+            second, shown = whole, strftime("%Y-%m-%dT%H:%M:%S", gmtime(whole)).encode()
+        written.append(b'{"time":"%b.%03dZ",%b\n' % (shown, int((at - whole) * 1000), text[1:]))
+    return b"".join(written)

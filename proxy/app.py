@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -25,10 +26,11 @@ from proxy.launched import Launch, Launched, Revive
 from proxy.launcher_client import Address
 from proxy.metrics import CONTENT_TYPE, Metrics
 from proxy.middleware import Edge
+from proxy.pages import Pages, only_here
 from proxy.reading import Cors, Keys, Reader
 from proxy.registry import Registry, Sharing
 from proxy.reload import Reload
-from proxy.settings import Settings
+from proxy.settings import ServerSettings, Settings
 from proxy.status import Status
 from proxy.transport import Limits, Transport
 
@@ -93,7 +95,8 @@ def create_app(
     metrics = Metrics(version=__version__, started=started)
     images = ImageFetcher(control.client, settings.images)
     forwarder = Forwarder(registry, transport, DIALECTS, metrics, images, max_reply=upstream.max_reply)
-    keys = Keys(key.get_secret_value() for key in settings.server.api_keys)
+    cors = Cors(settings.server.cors_origins)
+    keys = Keys((key.get_secret_value() for key in settings.server.api_keys), _pages(settings.server, cors).check)
     status = Status(registry, metrics, transport, started=int(started), trusts=_trusts(keys))
     log = AccessLog(turn=team.log_turn if team is not None else None)
 
@@ -122,8 +125,7 @@ def create_app(
     router = Router(paths, redirect_slashes=False, default=unknown_url, lifespan=lifespan)
     access = None if not settings.server.access_log else log.write if sink is None else _lines(sink)
     fixed = {path.path: path.app for path in paths if "{" not in path.path}
-    reader = Reader(Cors(settings.server.cors_origins), keys, via)
-    edge = Edge(fixed, router, reader=reader, metrics=metrics, sink=access)
+    edge = Edge(fixed, router, reader=Reader(cors, keys, via), metrics=metrics, sink=access)
     reload = Reload(registry, control.health, launched, relayed.values(), control.begin_launcher)
     return Gateway(edge, registry, reload, launched, metrics, transport, control.follow)
 
@@ -138,6 +140,11 @@ def _lines(sink: Callable[[dict[str, Any]], None]) -> Callable[[Call, float], No
 def new_via() -> str:
     """What a gateway calls itself in the `via` header of what it sends on, so that it knows its own requests again."""
     return f"illm-{secrets.token_hex(8)}"
+
+
+def _pages(server: ServerSettings, cors: Cors) -> Pages:
+    names = (server.host, socket.gethostname(), *server.allowed_hosts)
+    return Pages(cors.allows, names, here=only_here(server.host))
 
 
 def _trusts(keys: Keys) -> Callable[[Mapping[str, Any]], bool]:

@@ -18,7 +18,6 @@ from proxy.launcher_client import Address, LauncherError
 from proxy.local import LocalDiscovery
 from proxy.registry import Registry, Sharing
 from proxy.settings import Settings
-from proxy.settings_names import LOCAL
 
 log = logging.getLogger("illm")
 
@@ -43,7 +42,7 @@ class Control:
         self.registry = registry = Registry(settings, sharing)
         self.client = new_client()
         self.health = health = HealthLoop(registry, self.client)
-        self.launched = [Launched(one, registry, health, revive if one.name == LOCAL else None) for one in launchers]
+        self.launched = [Launched(one, registry, health, revive if one.own else None) for one in launchers]
         self._launch = launch
         self._looks = looks
         local = settings.discovery.local
@@ -67,17 +66,20 @@ class Control:
             self._finder.start()
         if self._looks:
             await self.health.first_round(FIRST_ROUND)
+        for one in self.launched:
+            one.telling = True
 
     def follow(self, address: Address, revive: Revive | None = None) -> Launched:
         """One more launcher, from now on."""
         one = Launched(address, self.registry, self.health, revive)
         self.launched.append(one)
+        one.telling = True
         one.start()
         return one
 
     async def begin_launcher(self, settings: Settings) -> None:
         """Where these settings have engines and there is no launcher for them yet: start it, and follow it."""
-        if not settings.engines or self._launch is None or any(one.name == LOCAL for one in self.launched):
+        if not settings.engines or self._launch is None or any(one.address.own for one in self.launched):
             return
         try:
             address, revive = await asyncio.to_thread(self._launch, settings)

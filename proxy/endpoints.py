@@ -7,19 +7,21 @@ got (`forward`) or written (`relay`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from difflib import get_close_matches
 from time import time
 from typing import Any, Final, get_args
 from urllib.parse import parse_qsl, unquote
 
-from proxy.call import Call
+from proxy.call import Call, clock
 from proxy.client_request import ClientRequest
 from proxy.dialects.base import Endpoint, EngineKind, Request
 from proxy.errors import ApiError, error
 from proxy.forms import audio_form, parse_form
 from proxy.forward import GENERATIONS, Forwarder
 from proxy.glance import glance
+from proxy.pool import Route
 from proxy.registry import Registry
 from proxy.relay import Client, relay
 from proxy.settings import Defaults
@@ -31,6 +33,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Answer = Callable[[Scope], tuple[int, str, bytes]]
 LaterAnswer = Callable[[Scope], Awaitable[tuple[int, str, bytes]]]
+
+SETTLING: Final = 3.0  # seconds for which a request waits where the gateway has just started and can't tell yet
+TICK: Final = 0.02
 
 # Path (behind an optional /v1) -> what is asked for.
 RELAYED: Final[dict[str, Endpoint]] = {
@@ -103,7 +108,12 @@ class RelayEndpoint:
             raise _in_a_circle()
         body = await read_body(client, self._max_body)
         request, model, framework = self._read(client.names.get(b"content-type", b""), body)
-        route = self._registry.resolve(model, framework, self._endpoint)
+        try:
+            route = self._registry.resolve(model, framework, self._endpoint)
+        except ApiError:
+            if not self._registry.settling:
+                raise
+            route = await self._once_settled(model, framework)
         call.model = route.name if route.known else ""
         call.stream = request.stream
         await relay(
@@ -112,6 +122,17 @@ class RelayEndpoint:
             endpoint=self._endpoint,
             keep_alive=self._keep_alive if request.stream else None,
         )
+
+    async def _once_settled(self, model: str | None, framework: EngineKind | None) -> Route:
+        """The gateway has just started: who has what is asked for may be heard of in a moment. Raises `ApiError`."""
+        deadline = clock() + SETTLING
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                return self._registry.resolve(model, framework, self._endpoint)
+            except ApiError:
+                if clock() > deadline or not self._registry.settling:
+                    raise
 
     def _read(self, content_type: bytes, body: bytes) -> tuple[Request, str | None, EngineKind | None]:
         if content_type.lower().startswith(b"multipart/form-data"):

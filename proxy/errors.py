@@ -45,6 +45,8 @@ KINDS: Final[dict[str, Kind]] = {
     "invalid_tool": Kind(400, REQUEST),
     "backend_not_configured": Kind(400, REMOTE),
     "invalid_api_key": Kind(401, REQUEST, (("www-authenticate", "Bearer"),)),
+    "origin_not_allowed": Kind(403, REQUEST),
+    "host_not_allowed": Kind(403, REQUEST),
     "model_not_found": Kind(404, REQUEST),
     "unknown_url": Kind(404, REQUEST),
     "method_not_allowed": Kind(405, REQUEST),

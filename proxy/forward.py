@@ -44,6 +44,7 @@ from proxy.transport import Transport
 Images = Callable[[str], Awaitable[tuple[str, bytes]]]  # URL -> media type, bytes; raises ApiError
 
 GENERATIONS: Final = frozenset(("chat", "completions", "responses", "messages"))
+NO_CONTENT: Final = 204
 TURNED_AWAY: Final = frozenset((429, 503))
 DIED: Final = "backend_unavailable"  # perhaps of this very request, which then must not go to another
 # Nothing was done, and the next replica may be another engine.
@@ -213,6 +214,8 @@ class Forwarder:
             return Streaming((source,), CONTENT_TYPE, headers)
         if ok and request.endpoint not in GENERATIONS and "json" not in kind and not kind.startswith("text/"):
             first = await line.piece(exchange)
+            if not first and (not kind or exchange.status == NO_CONTENT):
+                raise _no_answer(line, exchange)
             kind = kind or "application/octet-stream"
             encoded = exchange.names.get(b"content-encoding")  # although none was asked for
             headers = [(b"content-encoding", encoded)] if encoded is not None else []
@@ -220,6 +223,8 @@ class Forwarder:
         answer = await line.answered(exchange)
         if not ok:
             raise plan.decoder.failure(answer)
+        if exchange.status == NO_CONTENT:
+            raise _no_answer(line, exchange)
         reply = plan.decoder.reply((answer,))
         return Whole(reply.body, reply.content_type, _passing(exchange, plan), reply.usage)
 
@@ -266,6 +271,15 @@ class Forwarder:
         if len(route.replicas) == 1 and not tried:
             return route.replicas[0]
         return select(route.replicas, tried, asyncio.get_running_loop().time(), self._registry.turn())
+
+
+def _no_answer(line: Line, exchange: Exchange) -> ApiError:
+    """No endpoint here has an answer that is nothing: a client would look for what it has asked for in it."""
+    return error(
+        "upstream_invalid_response",
+        f"Backend '{line.backend.name}' answered {exchange.status} with nothing in it. Check its log, and that its "
+        "base_url is right.",
+    )
 
 
 def _passing(exchange: Exchange, plan: Plan) -> RawHeaders:

@@ -56,6 +56,7 @@ class Launched:
     def __init__(self, address: Address, registry: Registry, health: HealthLoop, revive: Revive | None = None) -> None:
         self.name = address.name
         self.address = address
+        self.telling = False  # the log is told how its engines change; at first, the start-up text says how they are
         self._registry = registry
         self._health = health
         self._revive = revive
@@ -70,6 +71,7 @@ class Launched:
     def start(self) -> None:
         """Follow it from now on."""
         self._registry.launchers[self.name] = f"Launcher '{self.name}' was not asked yet."
+        self._registry.unasked.add(self.name)
         self._task = asyncio.create_task(self._follow(), name=f"launcher '{self.name}'")
 
     async def first_round(self, patience: float) -> None:
@@ -169,7 +171,7 @@ class Launched:
         for mirror in self._mirrors.values():
             if mirror.row.state == "ready":
                 mirror.gate.renew()
-        self._asked.set()
+        self._heard()
 
     def _away(self, reason: str) -> None:
         if self._connected or not self._asked.is_set():
@@ -179,6 +181,11 @@ class Launched:
         for mirror in self._mirrors.values():
             if mirror.row.state != "ready":
                 self._show(mirror)
+        self._heard()
+
+    def _heard(self) -> None:
+        """Of it, or that there is nothing to be heard."""
+        self._registry.unasked.discard(self.name)
         self._asked.set()
 
     # -- one engine ------------------------------------------------------------------------------------------
@@ -237,7 +244,7 @@ class Launched:
             self._meet(mirror)
         else:
             self._part(mirror)
-        if changed and row.state != "ready":
+        if changed and self.telling and row.state != "ready":
             why = f": {backend.detail}" if row.state in ("backoff", "fatal") else ""
             log.info("engine '%s' is %s%s", backend.name, row.state, why)
         if before != (backend.state, backend.settings):

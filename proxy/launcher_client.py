@@ -33,6 +33,7 @@ class Address:
     name: str  # for people, and for telling engines of the same name apart
     url: str
     api_key: str | None = None
+    own: bool = False  # this machine's, for these settings: not one of `launchers`
 
 
 class LauncherError(Exception):

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 
 from proxy.launcher_client import UNIX, Address, LauncherClient, LauncherError
 from proxy.settings import LauncherSettings
-from proxy.settings_names import LOCAL
 from proxy.settings_types import Key
 
 PATIENCE: Final = 10.0  # seconds until a launcher that was started must answer
@@ -37,6 +36,10 @@ class Home:
     """The folder of one launcher."""
 
     folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
 
     @property
     def socket(self) -> Path:
@@ -76,15 +79,15 @@ def home(root: Path, label: str) -> Home:
 
 
 def address(place: Home, settings: LauncherSettings) -> Address:
-    """Where the launcher of that folder takes orders."""
+    """Where the launcher of that folder takes orders. It is called as the folder is, everywhere."""
     if settings.listen is None:
-        return Address(LOCAL, f"{UNIX}{place.socket}")
-    return address_of(LOCAL, connectable(settings.listen), settings.api_key)
+        return Address(place.name, f"{UNIX}{place.socket}", own=True)
+    return address_of(place.name, connectable(settings.listen), settings.api_key, own=True)
 
 
-def address_of(name: str, url: str, key: Key | None) -> Address:
+def address_of(name: str, url: str, key: Key | None, *, own: bool = False) -> Address:
     """An address with its key in plain text."""
-    return Address(name, url, key.get_secret_value() if key else None)
+    return Address(name, url, key.get_secret_value() if key else None, own)
 
 
 def connectable(url: str) -> str:
@@ -141,9 +144,13 @@ def about(there: Address) -> dict[str, Any]:
     return asyncio.run(_about(there))
 
 
-def end(there: Address) -> None:
-    """Tell it to stop its engines and end, and wait until it has, or for `FAREWELL` seconds. Raises `LauncherError`."""
+def tell_to_end(there: Address) -> None:
+    """Tell it to stop its engines and end. Raises `LauncherError`."""
     asyncio.run(_shutdown(there))
+
+
+def await_end(there: Address) -> None:
+    """Wait until it has ended, or for `FAREWELL` seconds."""
     deadline = time.monotonic() + FAREWELL
     while listens(there) and time.monotonic() < deadline:
         time.sleep(POLL)

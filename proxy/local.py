@@ -47,8 +47,9 @@ class LocalDiscovery:
         await self._look()
         if self._demo is not None and not self._registry.backends:
             address = await self._demo.start()
-            if address is not None:
-                self._add(DEMO, address, Probe("ready", "openai"))
+            if address is not None:  # asked at once: requests may come before it is for the first time
+                timeout = self._registry.settings.health.timeout
+                self._add(DEMO, address, await probe(self._client, address, "openai", None, timeout))
 
     def start(self) -> None:
         """Keep looking."""

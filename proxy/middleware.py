@@ -29,6 +29,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK: Final = frozenset(("127.0.0.1", "::1"))  # a reverse proxy there is believed whom it forwards for
 OPEN_PATHS: Final = frozenset(("/healthz", "/health", "/livez", "/readyz"))  # for probes that hold no key
+PROBES: Final = OPEN_PATHS | {"/metrics"}  # asked every few seconds: a line only where something is wrong
 
 
 class Edge:
@@ -84,7 +85,7 @@ class Edge:
             self._count(call, now)
         if call.code is not None:
             self._metrics.error(call.code)
-        if self._sink is not None:
+        if self._sink is not None and (call.endpoint or call.code is not None or call.path not in PROBES):
             self._sink(call, now)
 
     def _count(self, call: Call, now: float) -> None:

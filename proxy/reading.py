@@ -7,12 +7,12 @@ Pure decisions over `headers`; not here: what a route does (`endpoints`), and ho
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
 from proxy.client_head import Head
-from proxy.errors import error
+from proxy.errors import ApiError, error
 from proxy.headers import Named, RawHeaders, for_upstream, offered_id
 
 
@@ -60,31 +60,34 @@ class Cors:
 
 
 class Keys:
-    """Bearer keys, compared in constant time: each with each, whatever matched before."""
+    """Bearer keys, compared in constant time: each with each, whatever matched before. `without`: what is checked
+    instead where there are none."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
+    def __init__(self, keys: Iterable[str], without: Callable[[Named], object] = lambda _: None) -> None:
         self._keys = tuple(key.encode() for key in keys)
-
-    def admit(self, headers: Named) -> bool:
-        """Is no key needed, or one of ours sent?"""
-        if not self._keys:
-            return True
-        offered = _offered(headers)
-        matches = [hmac.compare_digest(offered, key) for key in self._keys]  # all of them, whatever matched before
-        return any(matches)
+        self._without = without
 
     def check(self, headers: Named) -> None:
         """Raises 401 where a key is needed and none of ours was sent."""
-        if not self.admit(headers):
-            said = "Wrong API key." if _offered(headers) else "No API key was sent."
+        if not self._keys:
+            self._without(headers)
+            return
+        scheme, _, offered = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            offered = headers.get(b"x-api-key", b"")  # how Anthropic's clients send it
+        offered = offered.strip()
+        matches = [hmac.compare_digest(offered, key) for key in self._keys]  # all of them, whatever matched before
+        if not any(matches):
+            said = "Wrong API key." if offered else "No API key was sent."
             raise error("invalid_api_key", f"{said} Send one of the gateway's keys as 'Authorization: Bearer KEY'.")
 
-
-def _offered(headers: Named) -> bytes:
-    scheme, _, offered = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() != b"bearer":
-        offered = headers.get(b"x-api-key", b"")  # how Anthropic's clients send it
-    return offered.strip()
+    def admit(self, headers: Named) -> bool:
+        """Would `check` pass?"""
+        try:
+            self.check(headers)
+        except ApiError:
+            return False
+        return True
 
 
 class Reading:

@@ -51,6 +51,7 @@ class Registry:
             name: Backend(name, configured) for name, configured in settings.backends.items()
         }
         self.launchers: dict[str, str] = {}  # name -> why it isn't there, empty where it is
+        self.unasked: set[str] = set()  # launchers that haven't answered yet, nor failed to
         self.retired: list[Backend] = []  # no more among `backends`, but with requests under way
         self.snapshot = Snapshot()
         self._turns = itertools.count()
@@ -89,6 +90,11 @@ class Registry:
         self._retire(gone)
         self.rebuild()
         return gone
+
+    @property
+    def settling(self) -> bool:
+        """Was somebody not heard for the first time yet? Then what isn't known may be there nevertheless."""
+        return bool(self._not_heard())
 
     def turn(self) -> int:
         """A running number, for replicas that are equally good."""
@@ -164,8 +170,8 @@ class Registry:
         names = self._names(kinds)
         if len(names) == 1:
             return names[0]
-        if not names and (loading := self._loading(kinds)) is not None:
-            raise loading
+        if not names and (coming := self._settling() or self._loading(kinds)) is not None:
+            raise coming
         what = "`model` is missing." if names else "`model` is missing, and no backend lists one yet."
         raise error("missing_required_parameter", f"{what} {self._known(names)}", param="model")
 
@@ -198,6 +204,22 @@ class Registry:
             if not kinds or any(replica.backend.kind in kinds for replica in route.replicas)
         ]
 
+    def _not_heard(self) -> list[str]:
+        backends = [f"backend '{b.name}'" for b in self.backends.values() if b.state == "unknown" and b.engine is None]
+        return backends + [f"launcher '{name}'" for name in self.unasked]
+
+    def _settling(self) -> ApiError | None:
+        """The error for what isn't known, where that is too early to tell."""
+        asked = self._not_heard()
+        if not asked:
+            return None
+        return error(
+            "model_loading",
+            f"The gateway has just started and doesn't know all models yet; it waits for {', '.join(asked)}. Try again "
+            "in a moment.",
+            headers=(("retry-after", "1"),),
+        )
+
     def _loading(self, kinds: Kinds) -> ApiError | None:
         """The error for a model that nobody lists because the backends that may have it still load."""
         loading = [b for b in self.backends.values() if b.state == "loading" and (not kinds or b.kind in kinds)]
@@ -207,6 +229,8 @@ class Registry:
         return error("model_loading", f"The model isn't there yet. Still loading: {told}. Try again in a moment.")
 
     def _unknown(self, model: str, framework: EngineKind | None = None, kinds: Kinds = frozenset()) -> ApiError:
+        if (settling := self._settling()) is not None:
+            return settling
         awaited = model in self.snapshot.names or not self._names(kinds)
         if awaited and (loading := self._loading(kinds)) is not None:
             return loading

@@ -1,7 +1,8 @@
 """Serving: which port, what is printed at the start, and the drain at the end. The HTTP server itself is uvicorn.
 
-On SIGTERM or SIGINT the listening socket closes, answers under way go on for `server.drain_timeout` seconds, and
-streams that are still running then end with an error inside them. On SIGHUP changed settings are taken over.
+On SIGTERM or SIGINT the listening socket closes, answers under way go on for `server.drain_timeout` seconds, which is
+said, and streams that are still running then end with an error inside them; a second SIGINT ends them at once. On
+SIGHUP changed settings are taken over.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import ip_address
+from types import FrameType
 from typing import Final, Protocol, cast
 
 import uvicorn
@@ -24,10 +25,13 @@ from proxy.app import Gateway, create_app
 from proxy.client_connection import ClientConnection
 from proxy.dialects.openai.paths import TITLES
 from proxy.discovery import new_client, probe
+from proxy.drain import DrainingServer, waits_for
 from proxy.launched import Launch, Revive
 from proxy.launcher_client import Address
 from proxy.local import DEMO
 from proxy.open_files import Watch
+from proxy.pages import only_here
+from proxy.pool import Backend
 from proxy.registry import Registry
 from proxy.settings import Settings, SettingsError
 
@@ -42,8 +46,8 @@ class ServeError(Exception):
     """The gateway can't start; the text is for people."""
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, telling when it listens, and with a say on SIGHUP where there is one."""
+class _Server(DrainingServer):
+    """uvicorn, telling when it listens and what its end waits for, and with a say on SIGHUP where there is one."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None], hangup: Callable[[], None] | None) -> None:
         super().__init__(config)
@@ -56,6 +60,19 @@ class _Server(uvicorn.Server):
             if self._hangup is not None and hasattr(signal, "SIGHUP"):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup)
             self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        limit = self.config.timeout_graceful_shutdown
+        if self.under_way and limit and not self._hurried:
+            say(waits_for(self.under_way, limit, again=signal.SIGINT in self._captured_signals))
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The second Ctrl-C hurries, and does no more than that: uvicorn's own would leave clients without a word."""
+        self._captured_signals.append(sig)
+        if self.should_exit and sig == signal.SIGINT:
+            self.hurry()
+        self.should_exit = True
 
 
 class Reloads(Protocol):
@@ -119,7 +136,7 @@ def serve(
 
     def ready() -> None:
         settle()
-        print("\n".join([*notes, *greeting(gateway, settings, address)]), file=sys.stderr, flush=True)  # noqa: T201
+        say("\n".join([*notes, *greeting(gateway, settings, address)]))
 
     server = _Server(config, ready, Reloading(gateway, reload) if reload is not None else None)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -127,6 +144,11 @@ def serve(
             runner.run(server.serve(sockets=[sock]))
         except KeyboardInterrupt:
             return
+
+
+def say(text: str) -> None:
+    """To people, at once."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def configured(gateway: Gateway, settings: Settings) -> uvicorn.Config:
@@ -211,36 +233,48 @@ def greeting(gateway: Knows, settings: Settings, address: str) -> list[str]:
     """The start-up text: where it listens, what it serves, and a `curl` that works now."""
     registry = gateway.registry
     lines = [f"illm is listening on {address}/v1"]
-    if not (settings.server.api_keys or _only_here(settings.server.host)):
+    if not (settings.server.api_keys or only_here(settings.server.host)):
         lines.append(
             f"Warning: on {settings.server.host} without keys, whoever reaches it may use it. Set server.api_keys "
             "(ILLM_API_KEYS)."
         )
+    lines += [_row(backend) for backend in registry.backends.values()]
     for backend in registry.backends.values():
-        names = ", ".join(model.id for model in backend.models[:4]) + (", …" if len(backend.models) > 4 else "")
-        kind = TITLES[backend.kind] if backend.kind is not None else "not recognised yet"
-        what = names if backend.state == "ready" else f"{backend.state}: {backend.detail}"
-        there = backend.engine is None or backend.state == "ready"
-        where = backend.settings.root if there or backend.engine is None else f"launcher '{backend.engine.launcher}'"
-        lines.append(f"  {backend.name:<12} {kind:<28} {where:<28} {what}")
-    routes = [route.name for route in registry.snapshot.routes.values()]
+        if backend.engine is not None and _given_up(backend):
+            lines += [backend.detail, f"Mend that, then `illm start {backend.engine.name}` tries again."]
     demo = registry.backends.get(DEMO)
     if demo is not None and demo.local:  # and not one of the settings that is called so
         lines += _demo_hint()
-    if routes:
-        key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.server.api_keys else ""
-        body = f'{{"model": "{settings.model or routes[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-        lines += ["Try it:", f"  curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' \\",
-                  f"    -d '{body}'"]  # fmt: skip
-    return lines
+    return lines + _try_it(registry, settings, address)
 
 
-def _only_here(host: str) -> bool:
-    """Can only this machine reach it there?"""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _try_it(registry: Registry, settings: Settings, address: str) -> list[str]:
+    """Nothing where nothing can be served."""
+    there = [n for n, route in registry.snapshot.names.items() if any(r.backend.servable for r in route.replicas)]
+    if not there:
+        return []
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.server.api_keys else ""
+    model = settings.model if settings.model in there else there[0]
+    return [
+        "Try it:",
+        f"  curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' \\",
+        f'    -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'',
+    ]
+
+
+def _row(backend: Backend) -> str:
+    names = ", ".join(model.id for model in backend.models[:4]) + (", …" if len(backend.models) > 4 else "")
+    kind = TITLES[backend.kind] if backend.kind is not None else "not recognised yet"
+    detail = "see below" if _given_up(backend) else backend.detail
+    what = names if backend.state == "ready" else f"{backend.state}: {detail}"
+    there = backend.engine is None or backend.state == "ready"
+    where = backend.settings.root if there or backend.engine is None else f"launcher '{backend.engine.launcher}'"
+    return f"  {backend.name:<12} {kind:<28} {where:<28} {what}"
+
+
+def _given_up(backend: Backend) -> bool:
+    """Is it an engine that its launcher can't start? Why is too long for a table."""
+    return backend.engine is not None and backend.engine.state == "fatal"
 
 
 def _demo_hint() -> list[str]:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from proxy.settings_file import Place
 
 if TYPE_CHECKING:
     from proxy.settings import Settings
-
-LOCAL: Final = "local"  # what this machine's own launcher is called beside `launchers`
 
 _Problems = Iterator[tuple[Place, str]]
 
@@ -25,8 +23,6 @@ def problems_with_names(settings: Settings) -> _Problems:
     yield from _taken_names(settings)
     yield from _engine_names(settings)
     yield from _public_names(settings)
-    if LOCAL in settings.launchers:
-        yield ("launchers", LOCAL), f"{LOCAL!r} is this machine's own launcher; choose another name"
 
 
 def _unknown_backends(settings: Settings) -> _Problems:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from proxy.dialects.base import ImageUrls, ReasoningField
-from proxy.settings_types import BaseUrl, Key, Kind, MiB, Name, Origin, Section, Size
+from proxy.settings_types import BaseUrl, HostName, Key, Kind, MiB, Name, Origin, Section, Size
 
 
 class ServerSettings(Section):
@@ -35,6 +35,11 @@ class ServerSettings(Section):
     cors_origins: tuple[Origin, ...] = Field(
         default=("http://localhost", "http://127.0.0.1", "http://[::1]"),
         description="Web pages that may call: origins, on any port where none is given; '*' is every page.",
+    )
+    allowed_hosts: tuple[HostName, ...] = Field(
+        default=(),
+        description="On loopback without keys: more names to be asked by than addresses, localhost, this machine's "
+        "name, those without a dot and .local, .internal and .localhost. '*.example.com': all below it; '*': any.",
     )
     max_body: Size = Field(default=64 * MiB, description="Largest request body: bytes, or a text like 64MiB.")
     keep_alive_interval: PositiveFloat = Field(

@@ -189,6 +189,12 @@ def _origin(value: str) -> str:
     return value
 
 
+def _host_name(value: str) -> str:
+    if not re.fullmatch(r"\*|(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", value):
+        raise ValueError("a host's name belongs here, without scheme and port, like ai.example.com; '*' is every one")
+    return value.lower()
+
+
 Name = Annotated[str, StringConstraints(min_length=1)]
 Kind = Annotated[EngineKind, BeforeValidator(_kind, json_schema_input_type=EngineKind | Literal["transformer"])]
 Key = Annotated[SecretStr, AfterValidator(_key), WithJsonSchema({"type": "string", "minLength": 1})]
@@ -209,6 +215,7 @@ BaseUrl = Annotated[
     AfterValidator(_base_url),
     WithJsonSchema({"type": "string", "pattern": "^[hH][tT][tT][pP][sS]?://[^@?#\\s]+$"}),
 ]
+HostName = Annotated[str, AfterValidator(_host_name)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Duration = Annotated[
     NonNegativeFloat,

@@ -90,7 +90,7 @@ def test_the_access_log_is_that_of_the_code() -> None:
     unset = {name for name in Call.__slots__ if getattr(call, name) in (None, "", b"", 0, False, [])}
     assert unset == {"begun", "circles", "headers", "passing", "started", "waiting"}, "a new member belongs here"
     _, _, *table = rows(OPERATIONS, "Field")
-    assert {name for row in table for name in ticked(row[0])} == set(call.line(1.0))
+    assert {name for row in table for name in ticked(row[0])} == {"time", *call.line(1.0)}
 
 
 def test_what_a_reload_changes_is_that_of_the_code() -> None:

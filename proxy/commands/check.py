@@ -1,7 +1,7 @@
 """`illm check`: are the settings right, and is all that they name there? A table, and what to fix in sentences.
 
-It changes and starts nothing. The findings are made in `check_backends` and `check_engines`; here they are put together
-and shown.
+It changes and starts nothing. The findings are made in `check_backends`, `check_engines` and `check_port`; here they
+are put together and shown.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from proxy.commands.check_backends import Look, backend_problems, look_at_all
 from proxy.commands.check_engines import EngineRow, engine_problems, engine_rows
+from proxy.commands.check_port import Port, look_at_port
 from proxy.commands.find import Answer, answers
 from proxy.commands.say import STATES, complain, say, say_json, table
 from proxy.settings import Settings, SettingsError, load_settings, settings_file
@@ -36,6 +37,7 @@ class Findings:
     launchers: list[Answer]
     engines: list[EngineRow]
     problems: list[str]
+    port: Port
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,14 +61,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _find(arguments: argparse.Namespace, settings: Settings, file: Path | None) -> Findings:
     looks = asyncio.create_task(look_at_all(settings))
+    listening = asyncio.create_task(look_at_port(settings))
     async with answers(argparse.Namespace(config=arguments.config, launcher=None)) as launchers:
-        there = await looks
+        there, port = await looks, await listening
         engines = engine_rows(settings, launchers)
         public = frozenset(row.model for row in engines)
-        problems = [*backend_problems(settings, there, public), *engine_problems(settings, launchers)]
+        problems = [
+            *backend_problems(settings, there, public),
+            *engine_problems(settings, launchers),
+            *port.problems(),
+        ]
         if not settings.demo and not any(look.told.state == "ready" for look in there) and not engines:
             problems.append("There is nothing to serve: no engine answers. Start one, or name it under backends:.")
-        return Findings(file, there, list(launchers), engines, problems)
+        return Findings(file, there, list(launchers), engines, problems, port)
 
 
 def _show(found: Findings, settings: Settings) -> None:
@@ -81,8 +88,10 @@ def _show(found: Findings, settings: Settings) -> None:
         say("")
         rows = [[row.name, row.kind, row.model, row.state or "not started", row.launcher] for row in found.engines]
         table(ENGINES, rows, {"STATE": STATES})
-    if not found.looks and not found.engines and settings.demo:
+    if not found.looks and not found.engines and settings.demo and found.port.gateway is None:
         say("No engine runs on this machine's usual ports: illm serve would start its demo engine.")
+    for note in found.port.notes():
+        say(note)
     say("")
     if not found.problems:
         say("All is well.")
@@ -136,6 +145,12 @@ def _as_json(found: Findings) -> dict[str, Any]:
             {"name": one.name, "address": one.client.address.url, "error": one.problem} for one in found.launchers
         ],
         "engines": [row._asdict() for row in found.engines],
+        "port": {
+            "number": found.port.number,
+            "taken": found.port.taken or None,
+            "instead": found.port.instead,
+            "gateway": found.port.gateway,
+        },
         "problems": found.problems,
     }
 

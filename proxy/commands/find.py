@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from proxy.commands.source import UsageError
+from proxy.commands.source import Asked, UsageError
 from proxy.launcher_client import UNIX, Address, LauncherClient, LauncherError
-from proxy.launcher_process import address_of, connectable, listens, state_root
-from proxy.settings import Settings, load_settings
-from proxy.settings_names import LOCAL
+from proxy.launcher_process import Home, address_of, listens, state_root
+from proxy.launcher_process import address as own_address
+from proxy.settings import Settings, load_settings, settings_file
 
 Row = dict[str, Any]
 
@@ -34,7 +34,9 @@ class Answer:
 
     @property
     def name(self) -> str:
-        return self.client.address.name
+        """As the settings call it; this machine's own knows best itself."""
+        there = self.client.address
+        return str(self.about.get("name") or there.name) if there.own else there.name
 
 
 @asynccontextmanager
@@ -67,16 +69,22 @@ def addresses(arguments: argparse.Namespace) -> list[Address]:
     settings = load_settings(arguments.config, os.environ)
     remote = [address_of(name, launcher.base_url, launcher.api_key) for name, launcher in settings.launchers.items()]
     if settings.launcher.listen is not None:
-        url = connectable(settings.launcher.listen)
-        remote.append(address_of(LOCAL, url, settings.launcher.api_key))
+        remote.append(own_address(_home(arguments, settings), settings.launcher))
     if arguments.launcher is not None:
         return [_named(arguments.launcher, [*_sockets(settings), *remote], settings)]
-    return [*_sockets(settings), *(there for there in remote if there.name != LOCAL or listens(there))]
+    return [*_sockets(settings), *(there for there in remote if not there.own or listens(there))]
+
+
+def _home(arguments: argparse.Namespace, settings: Settings) -> Home:
+    """The folder of the launcher that `illm serve` and `illm launch` start with these settings."""
+    file = settings_file(arguments.config, os.environ)
+    label = Asked(file.absolute() if file else None).label()
+    return Home(state_root(settings.launcher.state, os.environ) / label)
 
 
 def _sockets(settings: Settings) -> list[Address]:
     root = state_root(settings.launcher.state, os.environ)
-    found = [Address(path.parent.name, f"{UNIX}{path}", None) for path in sorted(root.glob("*/launcher.sock"))]
+    found = [Address(path.parent.name, f"{UNIX}{path}", own=True) for path in sorted(root.glob("*/launcher.sock"))]
     return [address for address in found if listens(address)]
 
 

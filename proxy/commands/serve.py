@@ -101,14 +101,17 @@ def _serving(settings: Settings) -> Callable[..., None]:
 
 
 def _end_launcher(there: Address) -> None:
-    """The launcher ends too, unless it was there by itself."""
+    """The launcher ends too, unless it was there by itself. One more Ctrl-C ends the wait for it, but not before it was
+    told: it would run on."""
     try:
-        about = launcher_process.about(there)
-        if not about.get("for_gateway", True):
-            _say("The launcher goes on: it was started by itself (illm launch).")
-            return
-        _say(f"Stopping the launcher (pid {about.get('pid')}) and its engines.")
-        launcher_process.end(there)
+        with _deaf():
+            about = launcher_process.about(there)
+            if not about.get("for_gateway", True):
+                _say("The launcher goes on: it was started by itself (illm launch).")
+                return
+            _say(f"Stopping the launcher (pid {about.get('pid')}) and its engines.")
+            launcher_process.tell_to_end(there)
+        launcher_process.await_end(there)
     except LauncherError as exc:
         _say(f"illm: {exc}")
     except KeyboardInterrupt:
@@ -127,6 +130,16 @@ def _interrupts() -> Iterator[list[int]]:
     before = signal.signal(signal.SIGINT, note)
     try:
         yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """To SIGINT, for the time inside."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 

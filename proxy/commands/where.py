@@ -42,15 +42,20 @@ def first_key(environ: Mapping[str, str]) -> str | None:
     return str(keys[0]).strip() or None if isinstance(keys, list) and keys else None
 
 
-def _gateway(settings: Settings) -> str:
-    """The base URL of the running gateway."""
+def roots(settings: Settings) -> list[str]:
+    """Where the gateway that the settings describe may be: at their port, or where nobody set it, at one behind it."""
     host, port = settings.server.host, settings.server.port
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     ports = [port] if "server.port" in settings.explicit else range(port, port + PORTS)
-    roots = [f"http://[{host}]:{each}" if ":" in host else f"http://{host}:{each}" for each in ports]
+    return [f"http://[{host}]:{each}" if ":" in host else f"http://{host}:{each}" for each in ports]
+
+
+def _gateway(settings: Settings) -> str:
+    """The base URL of the running gateway."""
+    places = roots(settings)
     strangers = []
     with httpx.Client(trust_env=False, timeout=PATIENCE, verify=False) as client:  # noqa: S501 - plain HTTP
-        for root in roots:
+        for root in places:
             try:
                 answer = client.get(f"{root}/healthz")
                 if is_gateway(wire.load(answer.content)):
@@ -63,4 +68,4 @@ def _gateway(settings: Settings) -> str:
     advice = "Start one (illm serve), or say where it is: --base-url URL."
     if strangers:
         advice = f"Another server answers at {strangers[0]}; --base-url {strangers[0]} asks that one. {advice}"
-    raise Failed(f"no illm gateway answers at {roots[0]}. {advice}")
+    raise Failed(f"no illm gateway answers at {places[0]}. {advice}")

@@ -15,7 +15,8 @@ from proxy.workers.messages import Channel, Count, Counting
 
 
 class Member:
-    """`begun`: it was told what to serve; `serving`: it does."""
+    """`begun`: it was told what to serve; `serving`: it does; `draining`: how many requests it lets finish, once it has
+    said so."""
 
     def __init__(self, number: int, process: asyncio.subprocess.Process, channel: Channel) -> None:
         self.number = number
@@ -23,6 +24,7 @@ class Member:
         self.channel = channel
         self.begun = False
         self.serving = False
+        self.draining: int | None = None
         self.series: dict[Key, Series] = {}
         self.errors: dict[str, int] = {}
         self.connections: dict[Origin, int] = {}

@@ -53,9 +53,16 @@ class Know:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """To a worker: let answers finish and end. `now`: don't wait for them."""
+    """To a worker: let answers finish and end. `now`: end them at once, with a word to their clients."""
 
     now: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """From a worker: it lets so many requests finish."""
+
+    requests: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from proxy.app import new_via
 from proxy.control import Control
+from proxy.drain import TICK, waits_for
 from proxy.launched import Launch, Revive
 from proxy.launcher_client import Address
 from proxy.registry import Registry
 from proxy.reload import Reload
-from proxy.server import Reloading, ServeError, greeting, listen, url_of
+from proxy.server import Reloading, ServeError, greeting, listen, say, url_of
 from proxy.settings import Settings
 from proxy.workers.member import Member
-from proxy.workers.messages import Adopt, Ask, Begin, Counting, Drain, Findings, Know, Serving, Total
+from proxy.workers.messages import Adopt, Ask, Begin, Counting, Drain, Draining, Findings, Know, Serving, Total
 from proxy.workers.sharing import Sharing
 from proxy.workers.signals import Heard, listening
 from proxy.workers.table import new_bells, new_table
@@ -38,6 +39,7 @@ FIRST_WAIT: Final = 0.2  # seconds before that; twice as long each time
 LONGEST_WAIT: Final = 10.0
 TRIES: Final = 3  # workers that may die in a row without having served, where none serves
 COMING_UP: Final = 10.0  # seconds for which the start-up text waits for all workers
+SAYING: Final = 1.0  # seconds in which workers say what they wait for
 GRACE: Final = 10.0  # seconds after the drain after which a worker is killed
 
 
@@ -98,6 +100,7 @@ class _Parent:
         self._telling = False
         self._dead = 0  # workers in a row that never served
         self._stopping = asyncio.Event()
+        self._hurried = False  # a second Ctrl-C came
         self._news = asyncio.Event()  # a worker serves, or there will be none
         self._hopeless = ""
 
@@ -122,11 +125,10 @@ class _Parent:
                 self._begin(member)
             await self._come_up()
             if not self._stopping.is_set():
-                lines = [*notes, *greeting(self, self.registry.settings, url_of(self._sock))]
-                print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201
+                say("\n".join([*notes, *greeting(self, self.registry.settings, url_of(self._sock))]))
             await self._stopping.wait()
         finally:
-            await self._finish(keepers)
+            await self._finish(keepers, interrupted=signal.SIGINT in heard.got)
             heard.then = lambda _: None
         if self._hopeless:
             raise ServeError(self._hopeless)
@@ -159,17 +161,19 @@ class _Parent:
         again = self._stopping.is_set() and number == signal.SIGINT
         self._stop()
         if again:
+            self._hurried = True
             self._say(Drain(now=True))
 
     def _stop(self) -> None:
         self._stopping.set()
         self._news.set()
 
-    async def _finish(self, keepers: list[asyncio.Task[None]]) -> None:
+    async def _finish(self, keepers: list[asyncio.Task[None]], *, interrupted: bool) -> None:
         self._stopping.set()
         self._sock.close()
         for member in self._members.values():
             self._dismiss(member)
+        await self._tell_what_is_under_way(interrupted)
         limit = self.registry.settings.server.drain_timeout + GRACE
         _, late = await asyncio.wait(keepers, timeout=limit)
         if late:
@@ -181,6 +185,19 @@ class _Parent:
             task.cancel()
         await asyncio.gather(*keepers, *self._tasks, return_exceptions=True)
         await self._control.close()
+
+    async def _tell_what_is_under_way(self, interrupted: bool) -> None:
+        """Once all have said what they wait for; who doesn't in time isn't counted."""
+        serving = [member for member in self._members.values() if member.serving]
+        deadline = asyncio.get_running_loop().time() + SAYING
+        while any(m.draining is None and m.number in self._members for m in serving):
+            if asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(TICK)
+        requests = sum(member.draining or 0 for member in serving)
+        limit = self._settings.server.drain_timeout
+        if requests and limit and not self._hurried:
+            say(waits_for(requests, math.ceil(limit), again=interrupted))
 
     @staticmethod
     def _dismiss(member: Member) -> None:
@@ -247,6 +264,8 @@ class _Parent:
                     self._news.set()
                 case Counting():
                     member.count(message)
+                case Draining(requests):
+                    member.draining = requests
                 case Ask(number):
                     self._answer(member, number)
 

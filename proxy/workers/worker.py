@@ -20,12 +20,26 @@ from typing import Any, Final, cast
 import uvicorn
 
 from proxy.app import Team, create_app
+from proxy.drain import DrainingServer
 from proxy.errors import error
 from proxy.metrics import Counted, Key
 from proxy.server import configured, settle
 from proxy.workers import accept
 from proxy.workers.following import Following
-from proxy.workers.messages import Adopt, Ask, Begin, Channel, Count, Counting, Drain, Know, Serving, Total, receive
+from proxy.workers.messages import (
+    Adopt,
+    Ask,
+    Begin,
+    Channel,
+    Count,
+    Counting,
+    Drain,
+    Draining,
+    Know,
+    Serving,
+    Total,
+    receive,
+)
 from proxy.workers.sharing import Sharing
 from proxy.workers.table import Bells, Table
 
@@ -35,7 +49,7 @@ TELL: Final = 0.2  # seconds between two looks at the counters: so much of them 
 TOTAL: Final = 1.0  # seconds that a scrape waits for the other workers' counters
 
 
-class _Server(uvicorn.Server):
+class _Server(DrainingServer):
     """uvicorn, with a listener that shares its socket fairly."""
 
     def __init__(self, worker: Worker, config: uvicorn.Config) -> None:
@@ -130,8 +144,11 @@ class Worker:
                 if (asked := self._asked.get(number)) is not None and not asked.done():
                     asked.set_result(text)
             case Drain(now):
+                if now:
+                    self._server.hurry()
+                else:
+                    self._channel.send(Draining(self._server.under_way))
                 self._server.should_exit = True
-                self._server.force_exit = now
 
     # -- counters ----------------------------------------------------------------------------------------------
 

@@ -26,10 +26,11 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Process:
-    """A gateway's. `stop` may be called once its clients have what they wait for."""
+    """A gateway's. `before`: what it said until it listened."""
 
     process: asyncio.subprocess.Process
     url: str
+    before: str = ""
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -71,7 +72,7 @@ async def process(*arguments: str, code: str = "") -> AsyncIterator[Process]:
                 line = (await running.stderr.readline()).decode()
                 assert line, f"the gateway ended: {said}"
                 said = said + line
-        yield Process(running, said.partition("is listening on ")[2].split()[0].removesuffix("/v1"))
+        yield Process(running, said.partition("is listening on ")[2].split()[0].removesuffix("/v1"), said)
     finally:
         if running.returncode is None:
             running.kill()

@@ -153,8 +153,8 @@ async def test_a_proxy_here_tells_the_client_last(lines: list[str]) -> None:
     async with scene(None) as (_, gate):
         connection = stand_in(gate.gateway.app)
         forwarded = "".join(f"x-forwarded-for: {line}\r\n" for line in lines)
-        connection.data_received(f"GET /livez HTTP/1.1\r\nhost: x\r\n{forwarded}\r\n".encode())
-        await until(lambda: any(line["path"] == "/livez" for line in gate.log))
+        connection.data_received(f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{forwarded}\r\n".encode())
+        await until(lambda: any(line["path"] == "/v1/models" for line in gate.log))
         assert gate.log[-1]["client"] == "10.0.0.1"
         connection.connection_lost(None)
 

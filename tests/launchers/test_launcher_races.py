@@ -86,7 +86,7 @@ async def test_an_engine_that_was_closed_keeps_nobody_waiting(tmp_path: Path) ->
 
 async def test_a_last_event_is_read_by_whoever_is_slow(tmp_path: Path) -> None:
     async with supervising(tmp_path, spec("a", "--fail", "no", restarts=0)) as supervisor:
-        control = Control(supervisor, "1", lambda leave: None, for_gateway=False)
+        control = Control(supervisor, "mine", "1", lambda leave: None, for_gateway=False)
         answer = control.ensure({"path_params": {"name": "a"}})
         lines = [json.loads(await anext(answer))]
         await until(lambda: engine_of(supervisor).state == "fatal", "it is given up")

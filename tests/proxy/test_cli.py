@@ -164,7 +164,7 @@ def test_it_serves_until_a_signal_ends_it(how: signal.Signals) -> None:
         assert process.stderr is not None
         first = next(line for line in process.stderr if "listening" in line)
         assert first == f"illm is listening on http://127.0.0.1:{port}/v1\n"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=5) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5) as reply:
             assert reply.status == 200
         process.send_signal(how)
         out, err = process.communicate(timeout=10)
@@ -174,7 +174,7 @@ def test_it_serves_until_a_signal_ends_it(how: signal.Signals) -> None:
 
     assert process.returncode in (0, -how)
     assert "Traceback" not in err
-    assert json.loads(out)["path"] == "/livez", "the access log is written to the end"
+    assert json.loads(out)["path"] == "/v1/models", "the access log is written to the end"
 
 
 @pytest.mark.parametrize("module", ["proxy.commands.serve, proxy.server", "proxy.commands.engines"])

@@ -18,7 +18,6 @@ import pytest
 
 from proxy.launcher_client import Address, LauncherError
 from proxy.settings import Settings, load_settings
-from proxy.settings_names import LOCAL
 from tests.engines.gateway import Gateway
 from tests.engines.process import wait_until
 from tests.proxy.harness import gateway, until
@@ -37,7 +36,7 @@ async def test_the_first_engines_get_a_launcher(tmp_path: Path) -> None:
 
         def launch(settings: Settings) -> tuple[Address, None]:
             begun.append(settings)
-            return Address(LOCAL, there.address.url), None
+            return Address("mine", there.address.url, own=True), None
 
         async with gateway({}, launch=launch) as gate:
             await gate.gateway.reload(new({}))
@@ -62,7 +61,7 @@ async def test_a_launcher_that_does_not_start_holds_nothing_up_and_is_tried_agai
             tries.append(1)
             if len(tries) == 1:
                 raise LauncherError("The launcher's folder can't be made.")
-            return Address(LOCAL, there.address.url), None
+            return Address("mine", there.address.url, own=True), None
 
         async with gateway({}, launch=launch) as gate:
             more = {"backends": {"b": {"base_url": "http://127.0.0.1:9", "model": "m"}}}

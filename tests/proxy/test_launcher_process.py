@@ -20,7 +20,18 @@ import pytest
 from proxy import launcher_process
 from proxy.commands.source import Asked
 from proxy.launcher_client import Address, LauncherError
-from proxy.launcher_process import Home, about, address, connectable, end, ensure, home, listens, state_root
+from proxy.launcher_process import (
+    Home,
+    about,
+    address,
+    await_end,
+    connectable,
+    ensure,
+    home,
+    listens,
+    state_root,
+    tell_to_end,
+)
 from proxy.settings import LauncherSettings
 from tests.engines.process import answers, free_port, wait_until
 
@@ -40,7 +51,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield made
     for path in made.rglob("launcher.sock"):
         with suppress(LauncherError):
-            end(Address("left", f"unix:{path}"))
+            tell_to_end(Address("left", f"unix:{path}"))
     shutil.rmtree(made)
 
 
@@ -78,7 +89,8 @@ def test_it_is_started_once_and_then_told_to_read_its_settings_anew(place: Home,
     )
     assert about(there)["pid"] == first["pid"]
 
-    end(there)
+    tell_to_end(there)
+    await_end(there)
     assert not listens(there)
     wait_until(lambda: not alive(first["pid"]), SECONDS, "it has ended, and is no zombie")
 
@@ -145,9 +157,9 @@ def test_where_launchers_live(setting: str | None, environ: dict[str, str], fold
 
 def test_where_orders_are_taken() -> None:
     place = Home(Path("/s"))
-    assert address(place, LauncherSettings()) == Address("local", "unix:/s/launcher.sock")
+    assert address(place, LauncherSettings()) == Address("s", "unix:/s/launcher.sock", own=True)
     tcp = LauncherSettings.model_validate({"listen": "http://0.0.0.0:8090", "api_key": "k"})
-    assert address(place, tcp) == Address("local", "http://127.0.0.1:8090", "k")
+    assert address(place, tcp) == Address("s", "http://127.0.0.1:8090", "k", own=True)
     assert connectable("http://[::]:1") == "http://[::1]:1"
     assert connectable("http://10.0.0.5:1") == "http://10.0.0.5:1"
 

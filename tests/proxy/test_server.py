@@ -170,6 +170,12 @@ def test_the_default_model_is_the_one_to_try() -> None:
     assert '"model": "b"' in text(ONE | {"model": "b"}, "a", "b")
 
 
+def test_an_alias_can_be_the_one_to_try() -> None:
+    models = {"pub": {"aliases": ["other"], "replicas": ["fast"]}}
+
+    assert '"model": "other"' in text(ONE | {"models": models, "model": "other"}, "a")
+
+
 def test_no_key_is_shown() -> None:
     said = text(ONE | {"server": {"api_keys": ["sk-secret"]}}, "a")
 
@@ -210,6 +216,14 @@ def test_an_engine_that_is_not_there_is_named() -> None:
 
     assert "down: connection refused" in said
     assert "curl" not in said, "there is nothing to try"
+
+
+def test_a_model_whose_backend_is_down_is_not_the_one_to_try() -> None:
+    """It is known, as the settings name it, but a request for it would fail."""
+    said = text(ONE | {"models": {"pub": {"replicas": [{"backend": "fast", "model": "a"}]}}})
+
+    assert "down: connection refused" in said
+    assert "curl" not in said
 
 
 def test_the_demo_engine_says_that_it_is_a_stand_in() -> None:

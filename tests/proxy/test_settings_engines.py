@@ -206,7 +206,6 @@ def test_secrets_stay_out_of_texts() -> None:
         ("launcher:\n  listen: http://0.0.0.0:8090\n", ":1: launcher.api_key: whoever reaches `listen` could start"),
         ("launcher:\n  budget: {gpu0: 1GiB}\n", ":2: launcher.budget.gpu0: a device is 'cpu', or a GPU's number"),
         ("launcher:\n  orphans: keep\n", ":2: launcher.orphans: 'keep' is not one of adopt, kill"),
-        ("launchers:\n  local: {base_url: 'http://a'}\n", ":2: launchers.local: 'local' is this machine's own"),
     ],
 )  # fmt: skip
 def test_a_wrong_file(write: Write, text: str, said: str) -> None:

@@ -61,7 +61,7 @@ def access_lines(gateway: Gateway, path: str, count: int = 1) -> list[dict[str, 
     """The access lines of that path, once there are `count`."""
 
     def lines() -> list[dict[str, Any]]:
-        found = [json.loads(line) for line in gateway.log_text().splitlines() if line.startswith('{"id"')]
+        found = [json.loads(line) for line in gateway.log_text().splitlines() if line.startswith('{"time"')]
         return [line for line in found if line["path"] == path]
 
     wait_until(lambda: len(lines()) >= count, 5, f"{count} access lines of {path}")
