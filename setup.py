@@ -42,6 +42,7 @@ HOT = (
     "proxy/dialects/openai/paths.py",
     "proxy/dialects/openai/reply.py",
     "proxy/dialects/openai/stream.py",
+    "proxy/dialects/openai/usual.py",
 )
 
 

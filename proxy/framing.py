@@ -211,6 +211,9 @@ def split_events(data: bytes) -> list[bytes]:
 def whole_chunks(data: bytes) -> tuple[bytes, int]:
     """The body of those chunks that `data` begins with and holds wholly (RFC 9112 §7.1), and how many of its bytes they
     are. What is left is for a real parser: a part of a chunk, the last one, an extension, and what is no chunk."""
+    end = data.find(b"\r\n", 0, _SIZE)
+    if end > 0 and end + _SIZES.get(data[:end], -4) + 4 == len(data) and data.endswith(b"\r\n"):
+        return data[end + 2 : -2], len(data)  # one, of the usual size
     at, bodies = 0, []
     while True:
         end = data.find(b"\r\n", at, at + _SIZE)

@@ -1,6 +1,7 @@
 """Streams of engines that speak OpenAI: relayed as they come, looked into only where something has to change.
 
-A read that holds whole events and none of the marks below is handed on unparsed, but for the model's name. A mark
+A read that is one event like the last, but for its text (`usual`), or that holds whole events and none of the marks
+below, is handed on unparsed, but for the model's name. A mark
 (an error, a finish reason, usage, the end) sends the events of that read through `_inspect`, one by one. Every piece
 returned ends at an event boundary, so a comment or an error may follow any of them.
 
@@ -16,6 +17,7 @@ from typing import Final, Protocol
 from proxy.dialects.base import Endpoint, Target, Usage
 from proxy.dialects.openai.names import Renamer
 from proxy.dialects.openai.reply import rename_reasoning, usage_of
+from proxy.dialects.openai.usual import UsualEvent, usual_event
 from proxy.dialects.shared.errors import decode_error_event
 from proxy.errors import ApiError, error
 from proxy.events import DONE, error_events
@@ -23,6 +25,7 @@ from proxy.framing import Event, FrameTooLong, SseParser, complete_prefix, split
 from proxy.wire import InvalidJson, JsonObject, dump, load_object
 
 LIMIT: Final = 16 * 1024 * 1024  # one event
+PATTERNS: Final = 8  # as often as a stream may change the way it writes its events, before that is given up
 
 # What makes a read worth parsing, as engines write JSON without spaces (others are always parsed: _SPACED). Each test
 # is one search for fixed bytes; a mark inside generated text costs a parse and changes nothing.
@@ -79,6 +82,8 @@ class PassThroughDecoder:
         self._marks = _TYPED_MARKS if endpoint in _TERMINAL else _MARKS
         self._always = several or fixer is not None or target.reasoning_field != "passthrough"
         self._begun = False
+        self._usual: UsualEvent | None = None
+        self._patterns = PATTERNS if endpoint in _CHOICES else 0  # that may still be learned
         self._rest = b""
         self._pending = b""
         self._seen: set[int] = set()
@@ -94,6 +99,8 @@ class PassThroughDecoder:
         if self._rest:
             data = self._rest + data
             self._rest = b""
+        elif (usual := self._usual) is not None and usual.fits(data):
+            return usual.renamed(data)
         end = complete_prefix(data)
         if end != len(data):
             self._rest = data[end:]
@@ -109,6 +116,9 @@ class PassThroughDecoder:
         for mark in self._marks:
             if data.find(mark) >= 0:  # `in` would first make an error of its not being a number
                 return self._inspect(data)
+        if self._patterns:
+            self._patterns -= 1
+            self._usual = usual_event(data, self._renamer)
         return self._rename(data)
 
     def flush(self) -> bytes:
