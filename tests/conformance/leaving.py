@@ -68,7 +68,7 @@ def check_idle_after(subject: Subject, leave: Callable[[openai.AsyncOpenAI], Awa
             await leave(client)
 
     for tries_left in (1, 0):  # vLLM's metrics were seen to stand still on busy machines, so a start can go unseen
-        wait_until(lambda: not subject.busy(), 15, "the engine is idle before the check")
+        wait_until(lambda: not subject.busy(), "the engine is idle before the check")
         try:
             asyncio.run(run())
             break
@@ -76,6 +76,6 @@ def check_idle_after(subject: Subject, leave: Callable[[openai.AsyncOpenAI], Awa
             if not tries_left:
                 raise
     try:
-        wait_until(lambda: not subject.busy(), STOPS_WITHIN, "the engine stops when the client leaves")
+        wait_until(lambda: not subject.busy(), "the engine stops when the client leaves", STOPS_WITHIN)
     except StillSo as reason:
         raise Ignored(str(reason)) from None

@@ -17,11 +17,10 @@ from typing import Any, Self
 
 import httpx
 
-from tests.engines.process import wait_until
+from tests.engines.process import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
 MARK = "LAUNCHER_TEST"  # environment variable, inherited by all that a launcher of these tests starts
-PATIENCE = 8.0  # seconds for an event; a ping comes every ten
 STANDIN = Path(__file__).parent / "standins" / "engine.py"
 
 Row = dict[str, Any]
@@ -35,7 +34,7 @@ def spec(name: str, *words: str, **members: Any) -> Row:
         "trust_remote_code": False, "embedding": False, "device": None, "api_key": None, "args": [], "env": {},
         "command": [sys.executable, str(STANDIN), "--port", "{port}", "--model", "{name}", *words],
         "health": None, "image": None, "volumes": [], "gpus": [], "port": None, "memory": None, "start": "on_demand",
-        "ttl": None, "pin": False, "abandon": False, "unload": "stop", "start_timeout": 20.0, "stop_timeout": 3.0,
+        "ttl": None, "pin": False, "abandon": False, "unload": "stop", "start_timeout": PATIENCE, "stop_timeout": 3.0,
         "min_residency": 0.0, "restarts": 3,
     }  # fmt: skip
     return whole | members
@@ -98,10 +97,10 @@ class Launcher:
             transport=httpx.HTTPTransport(uds=None if listen else str(self.state / "launcher.sock")),
             base_url=listen or "http://launcher",
             headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=30,
+            timeout=PATIENCE,
             trust_env=False,
         )
-        wait_until(lambda: self.process.poll() is not None or self._answers(), 20, "the launcher answers")
+        wait_until(lambda: self.process.poll() is not None or self._answers(), "the launcher answers")
         assert self.process.poll() is None, self.log.read_text()
         return self.process
 
@@ -123,9 +122,9 @@ class Launcher:
         row: Row = self.client.get(f"/engines/{name}").json()
         return row
 
-    def until(self, name: str, state: str, seconds: float = 20) -> Row:
+    def until(self, name: str, state: str) -> Row:
         """Wait for that state."""
-        wait_until(lambda: self.row(name)["state"] == state, seconds, f"{name} is {state}")
+        wait_until(lambda: self.row(name)["state"] == state, f"{name} is {state}")
         return self.row(name)
 
     @contextmanager
@@ -149,7 +148,7 @@ class Launcher:
     def kill(self) -> None:
         """-9, and wait for its end."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
         self.client.close()
 
     def engines_alive(self) -> list[int]:
@@ -160,10 +159,10 @@ class Launcher:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait(10)
+                self.process.wait(PATIENCE)
         self.client.close()
         for pid in self.engines_alive():
             with suppress(ProcessLookupError):

@@ -16,6 +16,8 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.engines.process import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 HELLO = [{"role": "user", "content": "hello there"}]
 
@@ -47,7 +49,7 @@ def sdk(url: str) -> Iterator[openai.OpenAI]:
 
 
 def post(url: str, path: str, body: bytes) -> tuple[int, dict]:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)
     with contextlib.closing(connection):
         connection.request("POST", path, body, {"content-type": "application/json"})
         response = connection.getresponse()
@@ -58,7 +60,7 @@ def test_models_and_health(sdk: openai.OpenAI, url: str) -> None:
     (model,) = sdk.models.list().data
     assert (model.id, model.owned_by) == ("demo", "illm-demo")
     assert sdk.models.retrieve("demo") == model
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)
     with contextlib.closing(connection):
         connection.request("GET", "/health")
         assert connection.getresponse().status == 200
@@ -215,7 +217,7 @@ def test_streamed_words_are_sent_one_by_one() -> None:
 
 def test_end_of_input_ends_it_amid_a_stream() -> None:
     with demo_engine("--exit-with-parent", "--delay-ms", "60000") as (process, url):
-        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)
         with contextlib.closing(connection):
             body = json.dumps(CHAT | {"stream": True})
             connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
@@ -223,7 +225,7 @@ def test_end_of_input_ends_it_amid_a_stream() -> None:
             assert process.poll() is None
             assert process.stdin is not None
             process.stdin.close()
-            assert process.wait(10) == 0
+            assert process.wait(PATIENCE) == 0
 
 
 def test_it_outlives_its_input_unless_told() -> None:
@@ -235,13 +237,13 @@ def test_it_outlives_its_input_unless_told() -> None:
 def test_terminates_cleanly_with_its_input_still_open() -> None:
     with demo_engine("--exit-with-parent") as (process, _):
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(PATIENCE) == -signal.SIGTERM
 
 
 def test_a_taken_port_is_said_plainly(url: str) -> None:
     port = url.rpartition(":")[2]
     command = [sys.executable, "-m", "launchers.demo", "--port", port]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert done.stderr == f"The demo engine can't listen on 127.0.0.1:{port}: Address already in use.\n"
 
@@ -249,7 +251,7 @@ def test_a_taken_port_is_said_plainly(url: str) -> None:
 def test_is_a_small_process_of_its_own() -> None:
     seen = "import sys, launchers.demo.__main__; print([m for m in sys.modules if m.split('.')[0] == 'proxy'])"
     done = subprocess.run(
-        [sys.executable, "-c", seen], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", seen], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert done.stdout.strip() == "[]"
     status = Path("/proc/self/status")

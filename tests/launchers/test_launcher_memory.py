@@ -24,7 +24,7 @@ def run(launcher: Launcher, name: str) -> int:
     """Have it started and leave it idle; its pid."""
     with launcher.wanted(name) as lease:
         pid: int = lease.until("ready")["engine"]["pid"]
-    wait_until(lambda: launcher.row(name)["leases"] == 0, 5, "the lease is given back")
+    wait_until(lambda: launcher.row(name)["leases"] == 0, "the lease is given back")
     return pid
 
 
@@ -65,7 +65,7 @@ def test_what_is_pinned_stays_and_is_named_where_nothing_else_helps() -> None:
 def test_one_that_can_never_fit_is_refused_and_nobody_goes_for_it() -> None:
     with Launcher(gpu("idle"), gpu("huge", 20, start="eager"), budget={"0": 10 * GiB}) as launcher:
         run(launcher, "idle")
-        wait_until(lambda: launcher.row("huge")["error"], 5, "the eager one was refused")
+        wait_until(lambda: launcher.row("huge")["error"], "the eager one was refused")
         failed = failure(launcher, "huge")
         assert "huge needs 20 GiB of GPU 0" in failed["message"]
         assert launcher.row("idle")["state"] == "ready"
@@ -97,10 +97,10 @@ def test_starts_on_one_gpu_come_one_after_the_other_and_others_at_once(tmp_path:
     engines.append(gpu("c", 2, "--gate", str(gates["c"]), gpus=["1"]))
     with Launcher(*engines, constants=SOON, budget={"0": 10 * GiB, "1": 10 * GiB}) as launcher, ExitStack() as stack:
         a = stack.enter_context(launcher.wanted("a"))
-        wait_until(lambda: launcher.row("a")["pid"], 5, "a has a process")
+        wait_until(lambda: launcher.row("a")["pid"], "a has a process")
         b, c = (stack.enter_context(launcher.wanted(name)) for name in "bc")
         b.until("phase", where=lambda event: event["phase"] == "waiting for another start on GPU 0")
-        wait_until(lambda: launcher.row("c")["pid"], 5, "c has a process")
+        wait_until(lambda: launcher.row("c")["pid"], "c has a process")
         assert launcher.row("b")["pid"] is None
         gates["b"].touch()
         gates["a"].touch()
@@ -116,7 +116,7 @@ def test_a_stop_while_it_waits_for_its_turn_passes_the_turn_on(tmp_path: Path) -
         waiting = "waiting for another start on GPU 0"
         with ExitStack() as stack:
             a = stack.enter_context(launcher.wanted("a"))
-            wait_until(lambda: launcher.row("a")["pid"], 5, "a has a process")
+            wait_until(lambda: launcher.row("a")["pid"], "a has a process")
             b = stack.enter_context(launcher.wanted("b"))
             b.until("phase", where=lambda event: event["phase"] == waiting)
             c = stack.enter_context(launcher.wanted("c"))
@@ -165,7 +165,7 @@ def test_a_crashed_engine_waits_for_its_own_memory_to_come_back(tmp_path: Path) 
         pid = run(launcher, "a")
         file.write_text(json.dumps({"0": {"total": "10GiB", "free": "3GiB"}}))
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: launcher.row("a")["phase"] == "waiting for memory to come back", 5, "it waits")
+        wait_until(lambda: launcher.row("a")["phase"] == "waiting for memory to come back", "it waits")
         file.write_text(json.dumps({"0": {"total": "10GiB", "free": "10GiB"}}))
         assert launcher.until("a", "ready")["pid"] != pid
 
@@ -194,7 +194,7 @@ def test_what_an_engine_holds_in_ram_is_learned_for_its_next_start() -> None:
             events = Events(answer)
             events.next()
             run(launcher, "a")
-        wait_until(lambda: launcher.row("a")["memory"]["cpu"] > 1024**2, 5, "it was measured")
+        wait_until(lambda: launcher.row("a")["memory"]["cpu"] > 1024**2, "it was measured")
         learned = launcher.row("a")["memory"]
         launcher.stop("a")
         with launcher.wanted("a") as lease:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from tests.engines.gateway import Gateway
+from tests.engines.process import PATIENCE
 from tests.standins.support import StandIn
 
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -82,7 +83,7 @@ def settings(engines: Mapping[str, StandIn], image_port: int) -> str:
 
 
 def post(gateway: Gateway, path: str, body: Mapping[str, Any]) -> httpx.Response:
-    return httpx.post(f"{gateway.v1}{path}", json=body, timeout=20, trust_env=False)
+    return httpx.post(f"{gateway.v1}{path}", json=body, timeout=PATIENCE, trust_env=False)
 
 
 def chat(gateway: Gateway, model: str, **more: Any) -> httpx.Response:

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from tests.engines.gateway import Gateway
+from tests.engines.process import PATIENCE
 from tests.native.support import ENDLESS, chat, content, events, told
 from tests.standins.support import StandIn
 
@@ -104,7 +105,7 @@ def test_an_engine_that_dies_in_a_stream(sdk: openai.OpenAI, engines: dict[str, 
         texts.extend(chunk.choices[0].delta.content or "" for chunk in stream)
     assert "".join(texts)
     assert caught.value.code == "upstream_incomplete"
-    assert engines[f"{model}-dying"].wait(5) == 9
+    assert engines[f"{model}-dying"].wait(PATIENCE) == 9
 
 
 @BOTH

@@ -23,8 +23,7 @@ from proxy.client_connection import ClientConnection
 from proxy.launched import Launch
 from proxy.launcher_client import Address
 from proxy.settings import load_settings
-
-PATIENCE = 10.0  # seconds: the limit of every wait, never a thing to wait for
+from tests.engines.process import PATIENCE
 
 
 @dataclass

@@ -16,7 +16,7 @@ from proxy.engine_answers import ModelInfo, Probe
 from proxy.health import EAGER, EAGER_PROBES, HealthLoop
 from proxy.registry import Registry
 from proxy.settings import load_settings
-from tests.proxy.harness import engine, gateway, until
+from tests.proxy.harness import PATIENCE, engine, gateway, until
 
 READY = Probe("ready", "vllm", models=(ModelInfo("m"),))
 DOWN = Probe("down", "vllm", detail="connection refused")
@@ -148,7 +148,7 @@ async def test_how_often(
     async with loop(backends=backends("b", kind=kind)) as (made, _):
         monkeypatch.setattr(health.asyncio, "sleep", sleep)
         made.start()
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), PATIENCE)
         monkeypatch.undo()
 
     assert slept == waits

@@ -18,7 +18,7 @@ import pytest
 from proxy import gate as gate_module
 from proxy.engine_rows import Row, Unreachable, reachable
 from proxy.launcher_client import Address
-from tests.proxy.harness import Got, Line, Running, engine, gateway, sse, until
+from tests.proxy.harness import PATIENCE, Got, Line, Running, engine, gateway, sse, until
 from tests.proxy.scripted_launcher import Launcher, Stream, launcher, row
 
 CHAT = {"model": "coder", "messages": [{"role": "user", "content": "hi"}]}
@@ -159,7 +159,7 @@ async def test_who_gives_up_ends_the_waiting_when_it_is_the_last(tmp_path: Path)
         await gate.logged(1)
         assert not lease.closed.is_set(), "another one waits"
         second.cancel()
-        await asyncio.wait_for(lease.closed.wait(), 2)
+        await asyncio.wait_for(lease.closed.wait(), PATIENCE)
 
         assert [line["status"] for line in await gate.logged(2)] == [499, 499]
         assert len(there.leases) == 1
@@ -179,7 +179,7 @@ async def test_a_plain_request_waits_for_so_long(tmp_path: Path) -> None:
         assert error["message"] == (
             "The model isn't there after 0.2 s (starting 'coder': warming up). Try again in a moment."
         )
-        await asyncio.wait_for(lease.closed.wait(), 2)
+        await asyncio.wait_for(lease.closed.wait(), PATIENCE)
 
 
 async def test_a_stream_waits_longer(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ async def test_one_lease_for_requests_in_a_row_and_none_when_idle(tmp_path: Path
         for _ in range(5):
             assert (await ask(gate)).status_code == 200
         assert len(there.leases) == 1
-        await asyncio.wait_for(there.leases[0].closed.wait(), 2)
+        await asyncio.wait_for(there.leases[0].closed.wait(), PATIENCE)
         assert (await ask(gate)).status_code == 200
         assert len(there.leases) == 2
 
@@ -300,7 +300,7 @@ async def test_a_lease_is_held_as_long_as_a_request_is_under_way(tmp_path: Path)
             await asyncio.wait_for(there.leases[0].closed.wait(), 4 * gate_module.LEASE_IDLE)
         held.go.set()
         assert "[DONE]" in "".join([piece async for piece in pieces])
-        await asyncio.wait_for(there.leases[0].closed.wait(), 2)
+        await asyncio.wait_for(there.leases[0].closed.wait(), PATIENCE)
 
 
 async def test_a_lease_that_is_asked_back_is_given_back_when_what_is_under_way_has_ended(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ async def test_a_lease_that_nobody_uses_is_given_back_at_once(tmp_path: Path, mo
         await ask(gate)
         assert there.held == there.leases
         there.leases[0].say("yield", reason="memory")
-        await asyncio.wait_for(there.leases[0].closed.wait(), 2)
+        await asyncio.wait_for(there.leases[0].closed.wait(), PATIENCE)
         assert (await ask(gate)).status_code == 200
         assert len(there.leases) == 2
 

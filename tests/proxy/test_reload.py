@@ -20,7 +20,7 @@ import yaml
 from proxy.reload import fixed
 from proxy.server import Reloading
 from proxy.settings import Settings, SettingsError, load_settings
-from tests.proxy.harness import Got, Line, Running, engine, gateway, one_backend, until
+from tests.proxy.harness import PATIENCE, Got, Line, Running, engine, gateway, one_backend, until
 from tests.proxy.scripted_launcher import launcher, row
 
 CHAT: dict[str, Any] = {"model": "pub", "messages": []}
@@ -146,7 +146,7 @@ async def test_a_new_backend_that_does_not_answer_holds_nothing_up(
     root = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         async with gateway({}) as gate:
-            await asyncio.wait_for(gate.gateway.reload(new({"backends": {"b": {"base_url": root}}})), 2)
+            await asyncio.wait_for(gate.gateway.reload(new({"backends": {"b": {"base_url": root}}})), PATIENCE)
             assert gate.gateway.registry.backends["b"].state == "unknown"
     finally:
         answer.go.set()
@@ -255,7 +255,7 @@ async def test_signals_while_the_first_is_at_work_have_it_read_once_more() -> No
 
         def settings() -> Settings:
             read.append(1)
-            release.wait(5)
+            release.wait(PATIENCE)
             return new({})
 
         reloading = Reloading(gate.gateway, settings)
@@ -307,7 +307,7 @@ async def test_sighup(answer: Talker, tmp_path: Path) -> None:
         try:
             await until(lambda: any("is listening" in line for line in said))
             async with (
-                httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10) as client,
+                httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as client,
                 client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as reply,
             ):
                 pieces = reply.aiter_text()

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.engine_answers import ModelInfo, Probe
 from proxy.launcher_client import Address
-from tests.proxy.harness import Got, Line, Running, engine, gateway, one_backend, until
+from tests.proxy.harness import PATIENCE, Got, Line, Running, engine, gateway, one_backend, until
 from tests.proxy.scripted_launcher import launcher, row
 
 CHAT = {"model": "pub", "messages": []}
@@ -129,7 +129,7 @@ async def test_models_never_wait_for_an_engine() -> None:
     root = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         async with gateway({"backends": {"b": {"base_url": root, "model": "m"}}}) as gate:
-            reply = await asyncio.wait_for(gate.client.get("/v1/models"), 2)
+            reply = await asyncio.wait_for(gate.client.get("/v1/models"), PATIENCE)
 
             assert [one["state"] for one in reply.json()["data"]] == ["unknown"]
             hold.set()

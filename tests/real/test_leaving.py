@@ -17,7 +17,7 @@ import pytest
 
 from tests.engines.fixtures import StartLlamaServer
 from tests.engines.gateway import Gateway
-from tests.engines.process import ServerProcess, wait_until
+from tests.engines.process import PATIENCE, ServerProcess, wait_until
 from tests.real.support import CHAT, ENDLESS, HI, MANY, access_lines, busy, decoded, generating, one_engine, post, row
 
 STOPS_WITHIN = 3.0  # seconds between a client's leaving and the engine's being idle
@@ -36,7 +36,7 @@ def gateway(engine: ServerProcess, start_gateway: Callable[..., Gateway]) -> Gat
 
 @asynccontextmanager
 async def clients(gateway: Gateway) -> AsyncIterator[tuple[openai.AsyncOpenAI, anthropic.AsyncAnthropic]]:
-    limits: Any = {"api_key": "unused", "max_retries": 0, "timeout": 60}
+    limits: Any = {"api_key": "unused", "max_retries": 0, "timeout": PATIENCE}
     async with (
         openai.AsyncOpenAI(base_url=gateway.v1, **limits) as sdk,
         anthropic.AsyncAnthropic(base_url=gateway.base_url, **limits) as claude,
@@ -64,7 +64,7 @@ async def ask(gateway: Gateway, how: str) -> None:
                 events = await sdk.responses.create(model=CHAT, input="forever", max_output_tokens=MANY, stream=True)
                 [event async for event in events]
             case "messages":
-                await claude.messages.create(model=CHAT, messages=ENDLESS, max_tokens=MANY, timeout=60)
+                await claude.messages.create(model=CHAT, messages=ENDLESS, max_tokens=MANY, timeout=PATIENCE)
             case "messages stream":
                 turns = await claude.messages.create(model=CHAT, messages=ENDLESS, max_tokens=MANY, stream=True)
                 [turn async for turn in turns]
@@ -82,12 +82,12 @@ async def test_in_the_middle_of_an_answer(gateway: Gateway, engine: ServerProces
     for how in (api, f"{api} stream"):
         asking = asyncio.create_task(ask(gateway, how))
         started = time.monotonic()
-        await asyncio.to_thread(wait_until, lambda: decoded(engine) > 20, 15, f"{how}: the engine generates")
+        await asyncio.to_thread(wait_until, lambda: decoded(engine) > 20, f"{how}: the engine generates")
         done, running_for = decoded(engine), time.monotonic() - started
         assert 0 < done < MANY / 20, "it would soon have ended by itself"
         assert running_for * MANY / done > 4 * STOPS_WITHIN, "at this pace it would soon have ended by itself"
         await leave(asking)
-        took = await asyncio.to_thread(wait_until, lambda: not busy(engine), STOPS_WITHIN, f"{how}: the engine stops")
+        took = await asyncio.to_thread(wait_until, lambda: not busy(engine), f"{how}: the engine stops", STOPS_WITHIN)
         assert took < STOPS_WITHIN
     lines = access_lines(gateway, {"chat": PATH, "completion": "/v1/completions"}.get(api, f"/v1/{api}"), 2)
     assert [line["status"] for line in lines] == [499, 499]
@@ -99,16 +99,16 @@ async def test_in_the_middle_of_an_answer(gateway: Gateway, engine: ServerProces
 @pytest.mark.parametrize("how", ["chat", "chat stream"])
 async def test_while_it_waits_for_a_slot(gateway: Gateway, engine: ServerProcess, how: str) -> None:
     running = asyncio.create_task(ask(gateway, "chat stream"))
-    await asyncio.to_thread(wait_until, generating(engine), 15, "the engine generates")
+    await asyncio.to_thread(wait_until, generating(engine), "the engine generates")
     waiting = asyncio.create_task(ask(gateway, how))
-    await asyncio.to_thread(wait_until, lambda: row(gateway)["in_flight"] == 2, 5, "both are under way")
+    await asyncio.to_thread(wait_until, lambda: row(gateway)["in_flight"] == 2, "both are under way")
     await leave(waiting)
-    await asyncio.to_thread(wait_until, lambda: row(gateway)["in_flight"] == 1, 1, "the gateway has let go of it")
+    await asyncio.to_thread(wait_until, lambda: row(gateway)["in_flight"] == 1, "the gateway has let go of it")
     assert [line["status"] for line in access_lines(gateway, PATH)] == [499]
     assert busy(engine), "the answer that was under way goes on"
     assert not running.done()
     await leave(running)
-    await asyncio.to_thread(wait_until, lambda: not busy(engine), STOPS_WITHIN, "the engine does not begin the other")
+    await asyncio.to_thread(wait_until, lambda: not busy(engine), "the engine does not begin the other", STOPS_WITHIN)
     await asyncio.to_thread(stays_idle, engine)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.engines.fixtures import StartLlamaServer
 from tests.engines.gateway import Gateway
-from tests.engines.process import ServerProcess, wait_until
+from tests.engines.process import PATIENCE, ServerProcess, wait_until
 from tests.engines.speech import TEXT
 from tests.real.support import CHAT, HI, get, one_engine, post, refusal, row
 
@@ -29,7 +29,7 @@ def is_loading(engine: ServerProcess) -> Callable[[], bool]:
 @pytest.fixture
 def loading(start_llama: StartLlamaServer) -> ServerProcess:
     engine = start_llama(*SLOW, wait=False)
-    wait_until(is_loading(engine), 10, "llama-server answers that it is loading")
+    wait_until(is_loading(engine), "llama-server answers that it is loading")
     return engine
 
 
@@ -51,7 +51,7 @@ def test_a_model_that_is_loading(loading: ServerProcess, start_gateway: Callable
     assert get(f"{gateway.base_url}/readyz").status_code == 503
     assert get(f"{gateway.base_url}/livez").status_code == 200
 
-    wait_until(lambda: row(unnamed)["state"] == "loading", 5, "the probe sees that it loads")
+    wait_until(lambda: row(unnamed)["state"] == "loading", "the probe sees that it loads")
     assert unnamed.models() == {}
     for body in ({"model": CHAT, "messages": HI}, {"messages": HI}):  # what it will have is not known yet
         refused = post(unnamed.base_url, "/v1/chat/completions", body)
@@ -59,7 +59,7 @@ def test_a_model_that_is_loading(loading: ServerProcess, start_gateway: Callable
     assert is_loading(loading)(), "it has loaded too soon for this test to show anything"
 
     gateway.wait_models("tiny", CHAT)
-    with openai.OpenAI(base_url=gateway.v1, api_key="unused", max_retries=0, timeout=30) as client:
+    with openai.OpenAI(base_url=gateway.v1, api_key="unused", max_retries=0, timeout=PATIENCE) as client:
         answer = client.chat.completions.create(model="tiny", messages=HI)
     assert answer.choices[0].message.content == TEXT
     assert (row(gateway)["state"], gateway.models()["tiny"]["state"]) == ("ready", "ready")

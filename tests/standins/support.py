@@ -7,10 +7,9 @@ from typing import Any
 
 import httpx
 
-from tests.engines.process import ServerProcess, free_port, wait_until
+from tests.engines.process import PATIENCE, ServerProcess, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 10.0
 
 
 class StandIn(ServerProcess):
@@ -22,7 +21,7 @@ class StandIn(ServerProcess):
         port = free_port()
         command = [sys.executable, "-m", f"tests.standins.{kind}", "--port", str(port), *options]
         super().__init__(command, port=port, log=folder / f"{kind}-{port}.log", cwd=ROOT)
-        self.wait_ready(self._listens, PATIENCE)
+        self.wait_ready(self._listens)
 
     def requests(self, path: str | None = None) -> list[dict[str, Any]]:
         """What arrived, in order."""
@@ -39,7 +38,7 @@ class StandIn(ServerProcess):
 
     def wait_closed(self, count: int = 1) -> list[dict[str, Any]]:
         """Blocks until that many clients have left early."""
-        wait_until(lambda: len(self.closed()) >= count, PATIENCE, f"{count} closed connections")
+        wait_until(lambda: len(self.closed()) >= count, f"{count} closed connections")
         return self.closed()
 
     def fault(self, directive: dict[str, Any], **more: Any) -> None:

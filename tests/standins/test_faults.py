@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.engines.process import wait_until
+from tests.engines.process import PATIENCE, wait_until
 from tests.standins.support import StandIn
 
 CALLS = {
@@ -101,7 +101,7 @@ def test_pieces(standin: StandIn) -> None:
 def test_endless_answer_stops_when_the_client_leaves(standin: StandIn) -> None:
     path, body = CALLS[standin.kind]
     with (
-        httpx.Client(trust_env=False) as client,
+        httpx.Client(timeout=PATIENCE, trust_env=False) as client,
         client.stream("POST", standin.base_url + path, json=body("go on forever")) as response,
     ):
         lines = response.iter_lines()
@@ -132,7 +132,7 @@ def test_whole_answers_break_too(standin: StandIn, fault: str, error: type[Excep
     path, sent = (
         ("/generate", {"inputs": "hi"}) if kind == "tgi" else ("/api/generate", {"model": "tiny", "prompt": "x"})
     )
-    with httpx.Client(trust_env=False, timeout=5) as client:
+    with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
         for _ in range(2):
             with pytest.raises(error):
                 client.post(standin.base_url + path, json={**sent, "stream": False}).json()
@@ -142,14 +142,16 @@ def test_whole_answers_break_too(standin: StandIn, fault: str, error: type[Excep
 def test_queued_answer_of_another_program(standin: StandIn) -> None:
     path, body = CALLS[standin.kind]
     standin.fault({"answer": {"status": 502, "body": "<h1>Bad Gateway</h1>"}}, path=path)
-    answers = [httpx.post(standin.base_url + path, json=body("hi"), trust_env=False) for _ in range(2)]
+    answers = [
+        httpx.post(standin.base_url + path, json=body("hi"), timeout=PATIENCE, trust_env=False) for _ in range(2)
+    ]
     assert [answer.status_code for answer in answers] == [502, 200]
     assert answers[0].headers["content-type"] == "text/html"
 
 
 def test_what_arrived_is_kept(standin: StandIn) -> None:
     path, body = CALLS[standin.kind]
-    httpx.post(standin.base_url + path, json=body("hi"), headers={"X-Mark": "1"}, trust_env=False)
+    httpx.post(standin.base_url + path, json=body("hi"), headers={"X-Mark": "1"}, timeout=PATIENCE, trust_env=False)
     (seen,) = standin.requests(path)
     assert seen["body"] == body("hi")
     assert seen["headers"]["x-mark"] == "1"
@@ -161,14 +163,16 @@ def test_the_whole_program_dies(kind: str, tmp_path_factory: pytest.TempPathFact
     with StandIn(kind, tmp_path_factory.mktemp("dies")) as standin:
         with pytest.raises(httpx.TransportError):
             httpx.post(standin.base_url + path, json=body(told(exit_at=2)), trust_env=False)
-        wait_until(lambda: standin.returncode is not None, 5, "it ended")
+        wait_until(lambda: standin.returncode is not None, "it ended")
 
 
 def test_crash_of_ollamas_runner(tmp_path_factory: pytest.TempPathFactory) -> None:
     with StandIn("ollama", tmp_path_factory.mktemp("crash")) as standin:
         body = CALLS["ollama"][1](told(fail_at=2)) | {"model": "loop"}
-        whole = httpx.post(standin.base_url + "/api/chat", json=body | {"stream": False}, trust_env=False)
-        midway = httpx.post(standin.base_url + "/api/chat", json=body, trust_env=False)
+        whole = httpx.post(
+            standin.base_url + "/api/chat", json=body | {"stream": False}, timeout=PATIENCE, trust_env=False
+        )
+        midway = httpx.post(standin.base_url + "/api/chat", json=body, timeout=PATIENCE, trust_env=False)
     error = {"error": "an error was encountered while running the model: unexpected EOF"}
     assert (whole.status_code, whole.json()) == (500, error)
     assert (midway.status_code, json.loads(midway.text.split("\n")[-2])) == (200, error)

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engines.process import wait_until
+from tests.engines.process import PATIENCE, wait_until
 from tests.engines.speech import TEXT
 from tests.standins.support import ROOT, StandIn
 
@@ -37,11 +37,11 @@ def start(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def post(standin: StandIn, path: str, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(standin.base_url + path, json=body, timeout=10, trust_env=False)
+    return httpx.post(standin.base_url + path, json=body, timeout=PATIENCE, trust_env=False)
 
 
 def get(standin: StandIn, path: str) -> httpx.Response:
-    return httpx.get(standin.base_url + path, timeout=10, trust_env=False)
+    return httpx.get(standin.base_url + path, timeout=PATIENCE, trust_env=False)
 
 
 def test_tgi_dies_of_a_recursive_schema(start: Any) -> None:
@@ -49,7 +49,7 @@ def test_tgi_dies_of_a_recursive_schema(start: Any) -> None:
     grammar = {"type": "json", "value": RECURSIVE}
     with pytest.raises(httpx.TransportError):
         post(standin, "/generate", {"inputs": "x", "parameters": {"grammar": grammar}})
-    wait_until(lambda: standin.returncode is not None, 5, "it died")
+    wait_until(lambda: standin.returncode is not None, "it died")
     assert "stack overflow" in standin.log_text()
 
 
