@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from tests.faults.support import CHAT, CHAT_PATH, DONE, REPLY, SSE, STREAM, Client, client, errors, event
-from tests.proxy.harness import PATIENCE, Got, Line, engine, one_backend, until
+from tests.proxy.harness import PATIENCE, Got, Line, calm, engine, one_backend, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,10 +82,7 @@ def config(folder: Path, root: str, drain: float) -> str:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    settings: dict[str, Any] = one_backend(root) | {
-        "server": {"port": port, "drain_timeout": drain},
-        "discovery": {"local": False},
-    }
+    settings = calm(one_backend(root) | {"server": {"port": port, "drain_timeout": drain}})
     path = folder / "illm.yaml"
     path.write_text(yaml.safe_dump(settings))
     return str(path)
@@ -107,7 +104,7 @@ async def test_answers_under_way_finish(tmp_path: Path) -> None:
 
     async with (
         engine(handler) as upstream,
-        process("--config", config(tmp_path, upstream.root, 60)) as gate,
+        process("--config", config(tmp_path, upstream.root, PATIENCE)) as gate,
         client(gate.url) as stream,
         client(gate.url) as plain,
         client(gate.url) as idle,
@@ -158,7 +155,8 @@ async def test_what_does_not_finish_is_told(tmp_path: Path) -> None:
         plain = await another(CHAT)
         await another(STREAM | {"n": "flood"})  # never read
         upload = await another()
-        await upload.head(CHAT_PATH, {"content-length": "1000"})
+        await upload.head(CHAT_PATH, {"content-length": "1000", "expect": "100-continue"})
+        assert (await upload.answer())[0] == 100  # so it is under way
         upload.writer.write(b'{"model"')
         await events.answer()
         await events.until(b"one")

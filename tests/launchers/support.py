@@ -65,10 +65,12 @@ class Launcher:
         *engines: Row,
         folder: Path | None = None,
         for_gateway: bool = False,
+        begin: bool = True,
         constants: Mapping[str, float] | None = None,
         **launcher: Any,
     ) -> None:
-        """`constants`: values for some of its modules' constants, by their full names; `launcher`: its settings."""
+        """`begin`: start it at once; `constants`: values for some of its modules' constants, by their full names;
+        `launcher`: its settings."""
         self.constants = dict(constants or {})
         self.folder = folder or Path(tempfile.mkdtemp(prefix="illm-"))
         self._settings = {
@@ -80,7 +82,16 @@ class Launcher:
         self.log = self.folder / "launcher.log"
         self.for_gateway = for_gateway
         self.write(*engines)
-        self.process = self.start()
+        self.process: subprocess.Popen[bytes] = None  # type: ignore[assignment]
+        if begin:
+            self.start()
+
+    def hurry(self) -> None:
+        """Have it end without waiting for engines that don't, by a second signal behind the first."""
+        self.say(signal.SIGTERM)
+        wait_until(lambda: "ending the engines" in self.log.read_text(), "it has heard the first")
+        self.say(signal.SIGTERM)
+        self.process.wait(PATIENCE)
 
     def write(self, *engines: Row) -> None:
         """What the next reload, or start, reads."""
@@ -90,7 +101,7 @@ class Launcher:
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(
                 self.command_line(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                env={**os.environ, MARK: str(self.folder)},
+                env=self.environment(),
             )  # fmt: skip
         listen, key = self._settings["listen"], self._settings["api_key"]
         self.client = httpx.Client(
@@ -103,6 +114,9 @@ class Launcher:
         wait_until(lambda: self.process.poll() is not None or self._answers(), "the launcher answers")
         assert self.process.poll() is None, self.log.read_text()
         return self.process
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, MARK: str(self.folder)}
 
     def command_line(self) -> list[str]:
         words = ["-c", _PATCHED, json.dumps(self.constants)] if self.constants else ["-m", "launchers"]
@@ -153,9 +167,18 @@ class Launcher:
 
     def engines_alive(self) -> list[int]:
         """All processes that descend from this launcher or an earlier one on this folder: guards, engines, children."""
-        return [pid for pid in marked(str(self.folder)) if pid != self.process.pid]
+        own = self.process.pid if self.process is not None else None
+        return [pid for pid in marked(str(self.folder)) if pid != own]
 
     def close(self) -> None:
+        if self.process is not None:
+            self._end()
+        for pid in self.engines_alive():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -164,10 +187,6 @@ class Launcher:
                 self.process.kill()
                 self.process.wait(PATIENCE)
         self.client.close()
-        for pid in self.engines_alive():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self

@@ -4,12 +4,16 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 
+from launchers.__main__ import LOOK, Program
+from launchers.mailbox import Board
 from tests.engines.process import PATIENCE, wait_until
-from tests.launchers.support import Events, Launcher, alive, command_line, spec, vllm
+from tests.launchers.support import ROOT, Launcher, alive, command_line, spec, vllm
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +97,8 @@ def test_the_next_launcher_waits_for_what_the_killed_one_left() -> None:
     slow = spec("a", "--ignore-term", stop_timeout=1.0, start="eager")
     with Launcher(slow) as launcher:
         old = launcher.until("a", "ready")["pid"]
+        (guard,) = [pid for pid in launcher.engines_alive() if "guard.py" in command_line(pid)]
+        os.kill(guard, signal.SIGSTOP)  # so that the engine lives until the next launcher wakes it up
         launcher.kill()
         assert alive(old)
         launcher.start()
@@ -163,13 +169,30 @@ def test_one_that_is_to_leave_its_engines_leaves_them_and_only_where_they_can_be
         assert "launcher.orphans: adopt" in answer.json()["error"]["message"]
 
 
-def test_without_a_gateway_it_ends_after_its_time_and_not_while_one_follows() -> None:
-    with Launcher(spec("a"), for_gateway=True, linger=0.4) as launcher:
-        with launcher.client.stream("GET", "/events") as answer:
-            events = Events(answer)
-            events.next()
-            ready(launcher, "a")
-            with pytest.raises(subprocess.TimeoutExpired):
-                launcher.process.wait(1.0)
-        assert launcher.process.wait(PATIENCE) == 0
+def test_without_a_gateway_it_ends_after_its_time() -> None:
+    with Launcher(spec("a", start="eager"), for_gateway=True, linger=0.2, begin=False) as launcher:
+        run = subprocess.run(
+            launcher.command_line(), cwd=ROOT, env=launcher.environment(), capture_output=True, text=True,
+            timeout=PATIENCE,
+        )  # fmt: skip
+        assert (run.returncode, "no gateway for 0.2 s" in run.stderr) == (0, True)
         assert launcher.engines_alive() == []
+
+
+async def test_and_not_while_one_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that runs when it is told to: whoever follows may be late on a busy machine."""
+    board, now = Board(), 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if now >= 100:
+            board.leave(one)
+
+    program = Program(tmp_path, [], for_gateway=True)
+    monkeypatch.setattr("launchers.__main__.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("launchers.__main__.asyncio", SimpleNamespace(sleep=sleep))
+    one = board.follow()
+    await program._watch_gateways(cast(Any, SimpleNamespace(board=board)), 7.0)
+    assert program._asked.is_set()
+    assert 100 + 7 - LOOK <= now <= 100 + 7 + LOOK

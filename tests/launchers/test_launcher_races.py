@@ -18,7 +18,7 @@ from launchers.engine import ManagedEngine
 from launchers.spec import SpecError, parse
 from launchers.supervisor import Supervisor
 from launchers.ticket import Ticket
-from tests.engines.process import PATIENCE
+from tests.engines.process import AGES, PATIENCE
 from tests.launchers.support import Row, alive, spec
 
 LAUNCHER = {
@@ -59,7 +59,7 @@ async def outcome(ticket: Ticket) -> Row:
     """Its `ready` or `failed`."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            for event in await ticket.take(10):
+            for event in await ticket.take(PATIENCE):
                 if event["event"] in ("ready", "failed"):
                     return dict(event)
 
@@ -210,7 +210,7 @@ async def test_whatever_is_asked_in_whatever_order_it_ends_well(seed: int, tmp_p
                     while not (ticket.over or ticket.held):
                         await ticket.take(0.4)
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(AGES):
             await asyncio.gather(*(somebody() for _ in range(5)))
             for name in "abc":
                 engine = engine_of(supervisor, name)

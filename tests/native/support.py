@@ -98,10 +98,11 @@ def told(response: httpx.Response) -> tuple[int, Any, Any]:
     return response.status_code, error["code"], error["param"]
 
 
-def events(response: httpx.Response) -> list[Any]:
-    """A stream's events: objects, and the closing word as it is."""
-    assert response.headers["content-type"].startswith("text/event-stream"), response.text
-    data = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+def events(response: httpx.Response, text: str | None = None) -> list[Any]:
+    """A stream's events: objects, and the closing word as it is. `text`: what was read of it by hand."""
+    text = response.text if text is None else text
+    assert response.headers["content-type"].startswith("text/event-stream"), text
+    data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     return [json.loads(one) if one != "[DONE]" else one for one in data]
 
 

@@ -4,6 +4,7 @@ Bodies are real engines' (TEI's, SGLang's and LM Studio's as published), shorten
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -519,8 +520,9 @@ async def test_slow_answers_end_at_the_limit(first: bytes, client: httpx.AsyncCl
     closed = asyncio.Event()
 
     async def dawdle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(first)
+        with contextlib.suppress(asyncio.IncompleteReadError):  # given up before it was asked, on a busy machine
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(first)
         assert await reader.read() == b""
         closed.set()
         writer.close()

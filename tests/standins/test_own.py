@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -134,8 +135,9 @@ def test_very_old_ollama(start: Any) -> None:
     assert "capabilities" not in post(standin, "/api/show", {"model": "tiny"}).json()
 
 
-def test_ollama_loads_in_silence_and_its_queue_is_full(start: Any) -> None:
-    standin = start("ollama", "--load-delay", "0.4", "--max-queue", "1")
+def test_ollama_loads_in_silence_and_its_queue_is_full(start: Any, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    standin = start("ollama", "--load-delay", "0.4", "--load-gate", str(gate), "--max-queue", "1")
     answers: list[httpx.Response] = []
 
     def ask(model: str) -> None:
@@ -145,6 +147,8 @@ def test_ollama_loads_in_silence_and_its_queue_is_full(start: Any) -> None:
     threads = [threading.Thread(target=ask, args=(model,)) for model in ("tiny", "json", "helper")]
     for thread in threads:
         thread.start()
+    wait_until(lambda: len(standin.running()) == 2 and answers, "two wait, and one was turned away")
+    gate.touch()
     for thread in threads:
         thread.join()
     assert sorted(answer.status_code for answer in answers) == [200, 200, 503]
