@@ -15,7 +15,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1
 
 
 def llama_server(model: Path, folder: Path, *args: str, wait: bool = True, port: int | None = None) -> ServerProcess:
-    """llama-server with one model (up in 0.1 s). `wait=False` returns before the model is loaded: see `-c 6000000`."""
+    """llama-server with one model (up in 0.1 s). `wait=False` returns before the model is loaded."""
     program = install.ensure("llama-server")
     port = port or free_port()
     command: list[str | Path] = [
