@@ -5,6 +5,7 @@ blocks and is meant for fixtures and the conformance suite, never for an event l
 """
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -37,11 +38,13 @@ class StillSo(AssertionError):
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at this moment."""
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A loopback port that nobody listens on at this moment, nor soon by chance: the system gives other ones to whoever
+    connects or asks for any, and no engine's usual port is among these."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind((HOST, port))
+            return port
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> float:

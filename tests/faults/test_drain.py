@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from tests.engines.process import free_port
 from tests.faults.support import CHAT, CHAT_PATH, DONE, REPLY, SSE, STREAM, Client, client, errors, event
 from tests.proxy.harness import PATIENCE, Got, Line, calm, engine, one_backend, until
 
@@ -79,9 +80,7 @@ async def process(*arguments: str, code: str = "") -> AsyncIterator[Process]:
 
 
 def config(folder: Path, root: str, drain: float) -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     settings = calm(one_backend(root) | {"server": {"port": port, "drain_timeout": drain}})
     path = folder / "illm.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -195,9 +194,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 async def test_the_demo_engine_ends_with_the_gateway(how: signal.Signals) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     async with process("--port", str(port), code=ALONE) as gate:
         (demo,) = children(gate.process.pid)
         async with client(gate.url) as one:
@@ -214,9 +211,7 @@ async def test_the_demo_engine_ends_with_the_gateway(how: signal.Signals) -> Non
 
 async def test_the_demo_engine_killed_is_no_end(tmp_path: Path) -> None:
     """The gateway lives on and says what is wrong."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     async with process("--port", str(port), code=ALONE) as gate:
         (demo,) = children(gate.process.pid)
         os.kill(demo, signal.SIGKILL)

@@ -16,8 +16,8 @@ from tests.launched.support import FOREVER, Host, alive, llama
 def test_an_engine_killed_mid_stream_ends_it_with_an_error_and_is_back_by_itself(
     llama_program: Path, tiny_models: Gguf
 ) -> None:
-    with Host({"tiny": llama(llama_program, tiny_models.chat, args=["-c", "40000"])}) as host:
-        body = {"model": "tiny", "messages": FOREVER, "stream": True, "max_tokens": 30000}
+    with Host({"tiny": llama(llama_program, tiny_models.chat, args=["-c", "262144"])}) as host:
+        body = {"model": "tiny", "messages": FOREVER, "stream": True, "max_tokens": 260000}  # a minute of them
         with httpx.stream("POST", f"{host.url}/v1/chat/completions", json=body, timeout=PATIENCE) as stream:
             lines = stream.iter_lines()
             assert next(lines).startswith("data: ")

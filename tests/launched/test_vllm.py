@@ -25,7 +25,7 @@ def test_vllm_is_started_by_a_request_killed_mid_stream_and_back_by_itself(tmp_p
         pytest.skip(f"vLLM can't be had here: {reason}")
     env = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HOME": str(tmp_path)}
     engine = {"kind": "vllm", "command": [str(program)], "model": str(models / CHAT), "device": "cpu", "env": env}
-    body = {"model": "tiny", "messages": FOREVER, "stream": True, "max_tokens": 2000, "ignore_eos": True}
+    body = {"model": "tiny", "messages": FOREVER, "stream": True, "max_tokens": 20000, "ignore_eos": True}
     with Host({"tiny": engine | {"args": ["--enforce-eager"]}}) as host:
         url = f"{host.url}/v1/chat/completions"
         with httpx.stream("POST", url, json=body, timeout=AGES) as stream:

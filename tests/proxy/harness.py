@@ -113,7 +113,12 @@ class Engine:
     server: asyncio.Server | None = None
 
     async def listen(self, port: int = 0) -> None:
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self.tls)
+        async with asyncio.timeout(PATIENCE):
+            while self.server is None or not self.server.is_serving():
+                try:
+                    self.server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self.tls)
+                except OSError:  # somebody's connection has that very port meanwhile
+                    await asyncio.sleep(0.05)
         self.root = f"http{'s' if self.tls else ''}://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     async def close(self) -> None:

@@ -20,6 +20,7 @@ import yaml
 from proxy.reload import fixed
 from proxy.server import Reloading
 from proxy.settings import Settings, SettingsError, load_settings
+from tests.engines.process import free_port
 from tests.proxy.harness import PATIENCE, Got, Line, Running, calm, engine, gateway, one_backend, until
 from tests.proxy.scripted_launcher import launcher, row
 
@@ -290,10 +291,7 @@ async def test_sighup(answer: Talker, tmp_path: Path) -> None:
         file.write_text(yaml.safe_dump(common | settings), encoding="utf-8")
 
     async with engine(answer) as old, engine(answer, models=("other",)) as fresh:
-        free = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-        port = free.sockets[0].getsockname()[1]
-        free.close()
-        await free.wait_closed()
+        port = free_port()
         write(one_backend(old.root))
         root = Path(__file__).parents[2]
         process = await asyncio.create_subprocess_exec(

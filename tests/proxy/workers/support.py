@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.engines.process import free_port
 from tests.faults.support import Client, client
 from tests.proxy.harness import PATIENCE, calm, until
 
@@ -100,9 +100,7 @@ async def illm(folder: Path, settings: Mapping[str, Any], code: str = "", waits:
     """Two workers that serve. `code` runs in the parent before anything else."""
     main = f"{code}\nimport sys, proxy.cli\nsys.exit(proxy.cli.main(sys.argv[1:]))"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("ILLM_")}
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     config = folder / "illm.yaml"
     gate = Gateway(None, config, port)  # type: ignore[arg-type]  # it needs its configuration first
     gate.configure(settings)
