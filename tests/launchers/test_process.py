@@ -180,7 +180,7 @@ async def test_an_engine_that_heeds_sigterm_ends_in_its_own_way(house: House) ->
 async def test_who_does_not_heed_sigterm_is_killed_after_the_grace_with_worker_and_daemon(house: House) -> None:
     engine = await house.start(DEAF_FAMILY, lines=2)
     everyone = {engine.record.engine_pid, house.pid("worker"), house.pid("daemon")}
-    assert set(engine.pids()) == everyone
+    await until(lambda: set(engine.pids()) == everyone, "they are all, once the daemon's parent has ended")
     begun = time.monotonic()
     ending = await asyncio.wait_for(engine.stop(0.5), PATIENCE)
     assert time.monotonic() - begun >= 0.5
@@ -506,7 +506,7 @@ async def test_an_engine_is_adopted_by_the_next_launcher(house: House) -> None:
     assert all(map(alive, everyone))
     engine = adopt(record)
     assert engine is not None
-    assert set(engine.pids()) == everyone
+    await until(lambda: set(engine.pids()) == everyone, "they are all, once the daemon's parent has ended")
     assert not engine.has_ended
     ending = await asyncio.wait_for(engine.stop(0.1), PATIENCE)
     assert (ending.status, ending.asked) == (-signal.SIGKILL, True)
