@@ -48,7 +48,7 @@ PLOTTED: Final = (
     *("request_32_us", "request_32_100k_us", "chunk_100_us", "chunk_1000_us"),
     *("chunk_100_ttft_p50_ms", "chunk_100_ttft_p99_ms", "rss_mb", "start_ms"),
 )
-STAND_IN: Final = 10.0  # seconds for a stand-in engine's start
+STAND_IN: Final = 120.0  # seconds for a stand-in engine's start
 
 
 def say(text: str) -> None:

@@ -30,14 +30,14 @@ from typing import Final
 from benchmarks.figures import running
 from benchmarks.load import KEY
 from benchmarks.processes import descriptors, free_port, rss_mb, sockets, spawn, stop, to_its_end, two_cores
-from benchmarks.soak_load import DEAD, EITHER, FLAPPING, Tally, client
+from benchmarks.soak_load import DEAD, EITHER, FLAPPING, PATIENCE, Tally, client
 from benchmarks.targets import Target
 from benchmarks.upstream import MODEL
 
 SAMPLES: Final = 240  # over the whole run
 UP, DOWN = 4.0, 2.0  # seconds of the engine that flaps
 IDLE: Final = 6.0  # seconds of looking at the gateway before the load; connections to engines are kept for 4
-SETTLE: Final = 30.0  # seconds for everything to be closed after it
+SETTLE: Final = 120.0  # seconds for everything to be closed after it, on a slow machine
 WARM: Final = 1 / 3  # of the samples
 
 
@@ -70,6 +70,9 @@ def gateway(engines: dict[str, int]) -> Target:
         replicas = {MODEL: ["alive"], FLAPPING: ["flapping"], DEAD: ["dead"], EITHER: ["dead", "alive"]}
         settings = {
             "server": {"port": port, "api_keys": [KEY], "access_log": True},
+            # A machine that stands still for some seconds is nothing that an engine could be blamed for.
+            "health": {"timeout": PATIENCE},
+            "upstream": {"connect_timeout": PATIENCE},
             "backends": {
                 name: {"kind": "vllm", "base_url": f"http://127.0.0.1:{there}"} for name, there in engines.items()
             },
@@ -162,7 +165,7 @@ def _left(pid: int, port: int, before: Still) -> list[str]:
 def in_flight(port: int) -> float:
     """The requests that the gateway's own counters say are under way."""
     asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {KEY}"})
-    with urllib.request.urlopen(asked, timeout=10) as answer:
+    with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("illm_requests_in_flight"))
 

@@ -35,7 +35,7 @@ class Target:
     peer: str | None = None  # its recipe in `install`
     upstream: str = "vllm"  # what the stand-in engine speaks: a kind of `engines`
     environment: Mapping[str, str] = field(default_factory=dict)
-    patience: float = 20.0  # seconds for a start
+    patience: float = 120.0  # seconds for a start
     settle: float = 0.5  # seconds from then until it is measured
     exact: bool = True  # its streams have as many chunks as the engine's
     compiled: bool = False  # it runs from COMPILED, which `ensure_compiled` makes

@@ -20,7 +20,7 @@ from proxy.launcher_client import LauncherError
 log = logging.getLogger("illm")
 
 LEASE_IDLE: Final = 1.0  # seconds without a request after which a lease is given back
-DOUBT: Final = 1.0  # seconds that the launcher has for noticing that an engine is gone
+DOUBT: Final = 5.0  # seconds that the launcher has for noticing that an engine is gone, on a busy machine
 MAX_PHASE: Final = 200  # characters
 
 Event = dict[str, Any]

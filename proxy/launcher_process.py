@@ -24,7 +24,7 @@ from proxy.launcher_client import UNIX, Address, LauncherClient, LauncherError
 from proxy.settings import LauncherSettings
 from proxy.settings_types import Key
 
-PATIENCE: Final = 10.0  # seconds until a launcher that was started must answer
+PATIENCE: Final = 30.0  # seconds until a launcher that was started must answer
 FAREWELL: Final = 15.0  # seconds that it gets to end its engines before nobody waits for it any more
 POLL: Final = 0.05
 LONGEST_SOCKET: Final = 103  # bytes of a socket's path; Linux takes 107, macOS 103

@@ -26,7 +26,7 @@ log = logging.getLogger("illm")
 HOST: Final = "127.0.0.1"
 LOOPBACK: Final = frozenset((HOST, "localhost", "::1"))
 DEMO: Final = "demo"
-DEMO_START: Final = 10.0  # seconds
+DEMO_START: Final = 30.0  # seconds
 
 
 class LocalDiscovery:

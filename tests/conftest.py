@@ -6,13 +6,21 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+import proxy.connection
 import proxy.relay
+import proxy.reload
+from tests.engines.process import PATIENCE
 
 pytest_plugins = ["tests.engines.fixtures"]
 
 # How fast this machine is at the moment is nothing that a test may fail of.
 settings.register_profile("illm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("illm")
+
+# Nor is how long it stands still: what the product gives up on after a second or two, it doesn't in tests of other
+# things. (Where the hot path is compiled, the first of these is a constant that nothing changes.)
+proxy.connection.STALE = PATIENCE
+proxy.reload.PATIENCE = PATIENCE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ from proxy.engine_answers import is_gateway
 from proxy.settings import Settings, load_settings
 
 PORTS: Final = 10  # looked at from the default one on, as a gateway whose port is taken uses the next free one
-PATIENCE: Final = 2.0  # seconds for a gateway on this machine to say that it is one
+PATIENCE: Final = 5.0  # seconds for a gateway on this machine to say that it is one
 KEYS: Final = "ILLM_API_KEYS"
 
 

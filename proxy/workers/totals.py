@@ -18,7 +18,7 @@ from proxy.status import gauges
 from proxy.transport import Origin
 from proxy.workers.member import Member
 
-PATIENCE: Final = 0.7  # seconds that workers have for an answer
+PATIENCE: Final = 4.0  # seconds that workers have for an answer; Prometheus waits for ten
 
 
 class Totals:

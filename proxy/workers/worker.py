@@ -46,7 +46,7 @@ from proxy.workers.table import Bells, Table
 log = logging.getLogger("illm")
 
 TELL: Final = 0.2  # seconds between two looks at the counters: so much of them dies with a worker that is killed
-TOTAL: Final = 1.0  # seconds that a scrape waits for the other workers' counters
+TOTAL: Final = 5.0  # seconds that a scrape waits for the other workers' counters
 
 
 class _Server(DrainingServer):

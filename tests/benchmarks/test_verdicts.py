@@ -15,7 +15,7 @@ def test_the_gate_lets_a_quarter_pass_and_no_more() -> None:
     assert gate.dearer({"new": 100.0}, recorded, gate.MARGIN) == []
 
 
-def test_the_gate_takes_the_better_of_two_passes() -> None:
+def test_the_gate_takes_the_best_of_its_passes() -> None:
     assert gate.lesser({"request": 5.0, "chunk": 1.0}, {"request": 4.0, "chunk": 2.0}) == {"request": 4.0, "chunk": 1.0}
 
 

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.engines import install
-from tests.engines.process import ServerProcess, wait_until
+from tests.engines.process import AGES, PATIENCE, ServerProcess, wait_until
 
 PYTHON = "python:3.11-slim"
 STAND_IN = "illm-test-python:3.11"  # never under the name of the real one
 RELEASE = "bookworm"  # of Debian, with Python 3.11
-PULLING = 300.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +30,13 @@ class Docker:
 
     env: Mapping[str, str] = field(default_factory=dict)
 
-    def __call__(self, *words: str, seconds: float = 120, **env: str) -> str:
+    def __call__(self, *words: str, seconds: float = PATIENCE, **env: str) -> str:
         """Runs `docker …` to its end; returns what it printed. Raises AssertionError, with all of it, if it fails."""
         done = self.run(*words, seconds=seconds, **env)
         assert done.returncode == 0, f"docker {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    def run(self, *words: str, seconds: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, seconds: float = PATIENCE, **env: str) -> subprocess.CompletedProcess[str]:
         whole = {**os.environ, **self.env, **env}
         return subprocess.run(["docker", *words], env=whole, capture_output=True, text=True, timeout=seconds)
 
@@ -74,7 +73,7 @@ def python_image(docker: Docker) -> str:
     for image in (PYTHON, STAND_IN):
         if docker.run("image", "inspect", image).returncode == 0:
             return image
-    if docker.run("pull", PYTHON, seconds=PULLING).returncode == 0:
+    if docker.run("pull", PYTHON, seconds=AGES).returncode == 0:
         return PYTHON
     archive = install.ensure_recipe(
         "python-image", install.Recipe(f"{RELEASE}-dev", "image.tar", _build_python)
@@ -121,11 +120,11 @@ def _started(folder: Path) -> Iterator[Docker]:
     command += ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]
     daemon = ServerProcess(command, port=0, log=home / "log")
     try:
-        daemon.wait_ready(lambda: docker.answers, 60)
+        daemon.wait_ready(lambda: docker.answers)
         yield docker
     finally:
         daemon.terminate()  # it unmounts and ends its containers, which takes its time
-        wait_until(lambda: daemon.returncode is not None, 60, "dockerd has ended")
+        wait_until(lambda: daemon.returncode is not None, "dockerd has ended")
         daemon.stop()
         _unmount_all(home)
         shutil.rmtree(home, ignore_errors=True)

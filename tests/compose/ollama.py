@@ -30,7 +30,7 @@ def said(asked: dict[str, Any], go_on: threading.Event) -> Iterator[dict[str, An
     start = {"model": asked["model"], "created_at": "2026-01-01T00:00:00Z"}
     for number, word in enumerate(WORDS):
         if number == 1 and "wait" in asked["messages"][-1]["content"]:
-            go_on.wait(60)
+            go_on.wait(600)  # it is told to; this program stands alone in its container
         yield {**start, "message": {"role": "assistant", "content": word}, "done": False}
     end = {"done_reason": "stop", "prompt_eval_count": 3, "eval_count": len(WORDS)}
     yield {**start, "message": {"role": "assistant", "content": ""}, "done": True, **end}

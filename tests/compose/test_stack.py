@@ -24,13 +24,12 @@ from tests.compose.dashboard import EXPRESSIONS
 from tests.compose.docker_engine import Docker, compose_plugin, docker_engine, python_image
 from tests.engines import install
 from tests.engines.models import CHAT, Gguf
-from tests.engines.process import wait_until
+from tests.engines.process import AGES, PATIENCE, wait_until
 from tests.engines.speech import TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ("vllm", "sglang", "tgi", "llamacpp", "transformers", "embeddings", "observability")
 SERVICES = ("gateway", "ollama", "pull", "llamacpp", "prometheus")  # what can be had here
-BUILDING, STARTING = 400.0, 120.0  # seconds
 KEYS = "first-key,second-key"
 LARGEST = 80_000_000  # bytes that illm may add to the image it is built from
 EMPTY = {"sum by (state) (illm_engine_state)"}  # there is no launcher in the stack
@@ -53,7 +52,7 @@ class Stack:
         only = ("--project-name", self.project, "--env-file", os.devnull)
         return ("compose", *only, *files, "--profile", "llamacpp", "--profile", "observability")
 
-    def __call__(self, *words: str, seconds: float = STARTING) -> str:
+    def __call__(self, *words: str, seconds: float = AGES) -> str:
         return self.docker(*self.words, *words, seconds=seconds, **self.env)
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
@@ -79,15 +78,15 @@ class Stack:
 
     def get(self, path: str) -> httpx.Response:
         headers = {"Authorization": "Bearer second-key"}
-        return httpx.get(f"{self.gateway}{path}", headers=headers, timeout=10, trust_env=False)
+        return httpx.get(f"{self.gateway}{path}", headers=headers, timeout=PATIENCE, trust_env=False)
 
     def client(self) -> OpenAI:
         return OpenAI(
             base_url=f"{self.gateway}/v1",
             api_key="second-key",
             max_retries=0,
-            timeout=60,
-            http_client=httpx.Client(trust_env=False),
+            timeout=PATIENCE,
+            http_client=httpx.Client(timeout=PATIENCE, trust_env=False),
         )
 
 
@@ -130,7 +129,7 @@ def stack(llama_program: Path, tiny_models: Gguf) -> Iterator[Stack]:
 
 
 def test_people_bring_it_up_chat_restart_it_and_take_it_down(stack: Stack) -> None:
-    stack("build", *SERVICES, seconds=BUILDING)
+    stack("build", *SERVICES, seconds=AGES)
     small_and_without_root(stack)
     stack("up", "--detach", *SERVICES)
     comes_up_in_order(stack)
@@ -138,7 +137,7 @@ def test_people_bring_it_up_chat_restart_it_and_take_it_down(stack: Stack) -> No
     inside_it_is_safe(stack)
     prometheus_gets_what_the_dashboard_shows(stack)
     stack("restart", "gateway")
-    wait_until(lambda: stack.healthy("gateway"), 60, "the gateway is healthy again")
+    wait_until(lambda: stack.healthy("gateway"), "the gateway is healthy again")
     everything_answers(stack)
     a_stream_ends_before_the_gateway_does(stack)
     stack("down", "--volumes")
@@ -154,19 +153,19 @@ def small_and_without_root(stack: Stack) -> None:
 
 def comes_up_in_order(stack: Stack) -> None:
     """The gateway after a healthy Ollama, then the model, which a service of its own pulls and tells of."""
-    wait_until(lambda: stack.inspect("pull")["State"]["Status"] == "exited", 60, "the model is pulled")
+    wait_until(lambda: stack.inspect("pull")["State"]["Status"] == "exited", "the model is pulled")
     pull, log = stack.inspect("pull")["State"], stack("logs", "--no-log-prefix", "pull")
     assert pull["ExitCode"] == 0, log
     assert "qwen2.5:0.5b: pulling manifest" in log
     assert "50% of 381 MiB" in log
     assert pull["StartedAt"] > stack.inspect("ollama")["State"]["StartedAt"]
-    wait_until(lambda: stack.healthy("gateway") and stack.healthy("llamacpp"), 60, "everything is healthy")
+    wait_until(lambda: stack.healthy("gateway") and stack.healthy("llamacpp"), "everything is healthy")
     listed = {"qwen2.5:0.5b", CHAT}
-    wait_until(lambda: {m["id"] for m in stack.get("/v1/models").json()["data"]} == listed, 30, "both are listed")
+    wait_until(lambda: {m["id"] for m in stack.get("/v1/models").json()["data"]} == listed, "both are listed")
 
 
 def everything_answers(stack: Stack) -> None:
-    wait_until(lambda: stack.get("/healthz").json()["status"] == "degraded", 30, "backends answer")
+    wait_until(lambda: stack.get("/healthz").json()["status"] == "degraded", "backends answer")
     states = {row["name"]: row["state"] for row in stack.get("/healthz").json()["backends"]}
     assert {name for name, state in states.items() if state == "ready"} == {"ollama", "llamacpp"}
     assert stack.get("/readyz").status_code == 200
@@ -179,7 +178,7 @@ def everything_answers(stack: Stack) -> None:
                 pieces = [piece.choices[0].delta.content or "" for piece in stream]
             assert "".join(pieces) == text
             assert len(pieces) > 3
-    assert httpx.get(f"{stack.gateway}/v1/models", trust_env=False).status_code == 401
+    assert httpx.get(f"{stack.gateway}/v1/models", timeout=PATIENCE, trust_env=False).status_code == 401
 
 
 def inside_it_is_safe(stack: Stack) -> None:
@@ -204,19 +203,21 @@ def prometheus_gets_what_the_dashboard_shows(stack: Stack) -> None:
     root = f"http://{stack.net}.4:9090"
 
     def query(expression: str) -> list[Any]:
-        answer = httpx.post(f"{root}/api/v1/query", data={"query": expression}, timeout=10, trust_env=False).json()
+        answer = httpx.post(
+            f"{root}/api/v1/query", data={"query": expression}, timeout=PATIENCE, trust_env=False
+        ).json()
         assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
         found: list[Any] = answer["data"]["result"]
         return found
 
-    wait_until(lambda: stack.healthy("prometheus"), 60, "Prometheus is healthy")
+    wait_until(lambda: stack.healthy("prometheus"), "Prometheus is healthy")
     asked = f'illm_requests_total{{model="{CHAT}",status="200"}}'
-    wait_until(lambda: query(asked), 60, "the gateway's metrics are there")
+    wait_until(lambda: query(asked), "the gateway's metrics are there")
     ask: Any = {"model": CHAT, "messages": [{"role": "user", "content": "Hello"}]}
     with stack.client() as client:
         client.chat.completions.create(**ask)
-    assert httpx.get(f"{stack.gateway}/v1/models/none", trust_env=False).status_code == 401
-    wait_until(lambda: query(f"rate({asked}[1m]) > 0"), 60, "it was asked again")
+    assert httpx.get(f"{stack.gateway}/v1/models/none", timeout=PATIENCE, trust_env=False).status_code == 401
+    wait_until(lambda: query(f"rate({asked}[1m]) > 0"), "it was asked again")
     shown = {expression: query(expression) for expression in EXPRESSIONS}
     assert {expression for expression, found in shown.items() if not found} == EMPTY
     assert query("sum(illm_backend_up)")[0]["value"][1] == "2"
@@ -236,10 +237,10 @@ def a_stream_ends_before_the_gateway_does(stack: Stack) -> None:
         words = (word for piece in stream for choice in piece.choices if (word := choice.delta.content))
         text = next(words)
         with stack.start("stop", "gateway") as stopping:
-            wait_until(closed, 20, "the gateway takes nobody new")
+            wait_until(closed, "the gateway takes nobody new")
             assert text == ollama.WORDS[0]
             assert stack.inspect("gateway")["State"]["Running"]
-            httpx.post(f"http://{stack.net}.1:11434/release", trust_env=False)
+            httpx.post(f"http://{stack.net}.1:11434/release", timeout=PATIENCE, trust_env=False)
             assert text + "".join(words) == "".join(ollama.WORDS)
         assert stopping.returncode == 0
     assert stack.inspect("gateway")["State"]["ExitCode"] in (0, 143)  # 137 would be a kill
@@ -254,7 +255,7 @@ def test_compose_takes_every_profile(profiles: tuple[str, ...]) -> None:
     words = [word for name in profiles for word in ("--profile", name)]
     file = ("--env-file", os.devnull, "--file", str(ROOT / "compose.yaml"))
     done = subprocess.run(
-        [plugin, *file, *words, "config", "--format", "json"], capture_output=True, text=True, timeout=60
+        [plugin, *file, *words, "config", "--format", "json"], capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr

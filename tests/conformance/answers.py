@@ -225,7 +225,7 @@ def entry(subject: Subject) -> None:
         return "max_model_len" in told
 
     with suppress(StillSo):
-        wait_until(seen, 3 * INTERVAL, "the entry has a max_model_len")
+        wait_until(seen, "the entry has a max_model_len", 10 * INTERVAL)
     same((told["id"], told["object"], told["state"]), (subject.chat, "model", "ready"), "id, object and state")
     if not told.get("max_model_len"):
         raise Ignored("no max_model_len")

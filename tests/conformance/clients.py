@@ -11,9 +11,10 @@ import openai
 
 from tests.conformance.outcome import HttpRefusal
 from tests.conformance.subjects import Subject
+from tests.engines.process import PATIENCE
 
 KEY = "not-needed"
-TIMEOUT = 120  # seconds
+TIMEOUT = PATIENCE
 HI: Any = [{"role": "user", "content": "hi"}]
 
 

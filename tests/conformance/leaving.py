@@ -10,10 +10,10 @@ import openai
 from tests.conformance.clients import async_sdk
 from tests.conformance.outcome import Ignored
 from tests.conformance.subjects import CONTEXT, Subject
-from tests.engines.process import POLL, StillSo, wait_until
+from tests.engines.process import PATIENCE, POLL, StillSo, wait_until
 from tests.engines.speech import FOREVER_WORD
 
-STARTS_WITHIN = 30.0  # seconds between a request and the engine's being busy
+STARTS_WITHIN = PATIENCE  # seconds between a request and the engine's being busy
 STOPS_WITHIN = 5.0  # seconds between a client's leaving and the engine's being idle; an endless answer takes many more
 ENDLESS: Any = [{"role": "user", "content": f"{FOREVER_WORD}, please"}]
 
@@ -43,7 +43,7 @@ def cancel_plain(subject: Subject) -> None:
         await asyncio.wait((asked, busy), return_when=asyncio.FIRST_COMPLETED)
         if asked.done():
             busy.cancel()
-            raise AssertionError(f"answered before the client could leave: {asked.result()!r:.300}")
+            raise StillSo(f"answered before the client could leave: {asked.result()!r:.300}")
         await busy
         asked.cancel()
         with suppress(asyncio.CancelledError):
@@ -67,15 +67,20 @@ def check_idle_after(subject: Subject, leave: Callable[[openai.AsyncOpenAI], Awa
         async with async_sdk(subject) as client:
             await leave(client)
 
-    for tries_left in (1, 0):  # vLLM's metrics were seen to stand still on busy machines, so a start can go unseen
-        wait_until(lambda: not subject.busy(), 15, "the engine is idle before the check")
+    # Twice at most: vLLM's metrics were seen to stand still on busy machines, so that a start can go unseen; and where
+    # the machine itself stood still, an endless answer may have come to its end, or its stop have been late.
+    for tries_left in (1, 0):
+        wait_until(lambda: not subject.busy(), "the engine is idle before the check")
         try:
             asyncio.run(run())
-            break
         except StillSo:
             if not tries_left:
                 raise
-    try:
-        wait_until(lambda: not subject.busy(), STOPS_WITHIN, "the engine stops when the client leaves")
-    except StillSo as reason:
-        raise Ignored(str(reason)) from None
+            continue
+        try:
+            wait_until(lambda: not subject.busy(), "the engine stops when the client leaves", STOPS_WITHIN)
+        except StillSo as reason:
+            if not tries_left:
+                raise Ignored(str(reason)) from None
+        else:
+            return

@@ -17,7 +17,7 @@ import httpx
 from tests.engines import install, servers
 from tests.engines.gateway import Gateway
 from tests.engines.models import CHAT, EMBED, GO_TEMPLATES, RERANK, gguf_models, hf_models
-from tests.engines.process import ServerProcess
+from tests.engines.process import PATIENCE, ServerProcess
 from tests.standins.support import StandIn
 
 CONTEXT = 16384  # tokens that fit; an endless answer of so many takes any of these engines many seconds
@@ -77,7 +77,7 @@ class Engine:
 
 
 def get_json(url: str) -> dict[str, str]:
-    answer: dict[str, str] = httpx.get(url, timeout=10, trust_env=False).raise_for_status().json()
+    answer: dict[str, str] = httpx.get(url, timeout=PATIENCE, trust_env=False).raise_for_status().json()
     return answer
 
 
@@ -102,7 +102,7 @@ def start_llama_server(stack: ExitStack, folder: Path) -> Started:
     rerank = stack.enter_context(servers.llama_server(models.rerank, folder, *reranking))
 
     def busy() -> bool:
-        slots = httpx.get(f"{chat.base_url}/slots", timeout=10, trust_env=False).json()
+        slots = httpx.get(f"{chat.base_url}/slots", timeout=PATIENCE, trust_env=False).json()
         return any(slot["is_processing"] for slot in slots)
 
     backends = (
@@ -123,7 +123,7 @@ def start_vllm(stack: ExitStack, folder: Path) -> Started:
     think = stack.enter_context(servers.vllm(models / CHAT, folder, "upstream-think", *thinking))
 
     def busy() -> bool:
-        text = httpx.get(f"{chat.base_url}/metrics", timeout=10, trust_env=False).text
+        text = httpx.get(f"{chat.base_url}/metrics", timeout=PATIENCE, trust_env=False).text
         running = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running{")]
         return any(float(line.rpartition(" ")[2]) > 0 for line in running)
 

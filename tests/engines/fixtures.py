@@ -69,7 +69,7 @@ def llama_rerank(llama_program: Path, tiny_models: Gguf, llama_folder: Path) -> 
 
 @pytest.fixture
 def start_llama(llama_program: Path, tiny_models: Gguf, tmp_path: Path) -> Iterator[StartLlamaServer]:
-    """A factory for servers with arguments of the test's own: `-c 6000000` loads slowly, `-np 1`, `--api-key K`."""
+    """A factory for servers with arguments of the test's own: `-np 1`, `--api-key K`."""
     with ExitStack() as running:
 
         def start(*args: str, model: Path | None = None, wait: bool = True, port: int | None = None) -> ServerProcess:

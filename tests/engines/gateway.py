@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import httpx
 
-from tests.engines.process import HOST, ServerProcess, answers, free_port, wait_until
+from tests.engines.process import HOST, PATIENCE, ServerProcess, answers, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,7 @@ class Gateway:
         args: tuple[str, ...] = (),
         port: int | None = None,
     ) -> None:
-        """Starts it with this YAML text and blocks until /livez answers (10 s at most); raises NotReady."""
+        """Starts it with this YAML text and blocks until /livez answers; raises NotReady."""
         port = port or free_port()
         file = folder / f"illm-{port}.yaml"
         file.write_text(config)
@@ -34,7 +34,7 @@ class Gateway:
         log, settings = folder / f"illm-{port}.log", {"PYTHONUNBUFFERED": "1", **(env or {})}
         self.process = ServerProcess(command, port=port, log=log, env=settings, cwd=ROOT)
         self.base_url = self.process.base_url
-        self.process.wait_ready(answers(f"{self.base_url}/livez"), 10)
+        self.process.wait_ready(answers(f"{self.base_url}/livez"))
 
     @property
     def v1(self) -> str:
@@ -46,12 +46,12 @@ class Gateway:
 
     def models(self) -> dict[str, dict[str, Any]]:
         """The entries of /v1/models by id."""
-        listing = httpx.get(f"{self.v1}/models", timeout=5, trust_env=False).raise_for_status().json()
+        listing = httpx.get(f"{self.v1}/models", timeout=PATIENCE, trust_env=False).raise_for_status().json()
         return {entry["id"]: entry for entry in listing["data"]}
 
-    def wait_models(self, *names: str, seconds: float = 15) -> Self:
+    def wait_models(self, *names: str) -> Self:
         """Blocks until all these models are listed; raises StillSo."""
-        wait_until(lambda: set(names) <= self.models().keys(), seconds, f"the gateway lists {', '.join(names)}")
+        wait_until(lambda: set(names) <= self.models().keys(), f"the gateway lists {', '.join(names)}")
         return self
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ blocks and is meant for fixtures and the conformance suite, never for an event l
 """
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,8 +18,14 @@ from typing import Self
 
 import httpx
 
+# Seconds: how long anything may take that must happen. One number for all tests, so that none has its own idea of how
+# fast a machine is: a wait ends when what it waits for is there, so that only a test that fails takes so long. Nothing
+# waits *for* it: where running into a limit is what a test is about, it sets that limit itself.
+PATIENCE = 180.0
+AGES = 1200.0  # the same for what takes a minute on a quiet machine: vLLM's start, an image that is built
 POLL = 0.02
-TERM_GRACE = 5.0
+ASK = 10.0  # seconds for one look of a wait; an engine that is just starting may take a connection and forget it
+TERM_GRACE = 30.0
 HOST = "127.0.0.1"
 
 
@@ -31,15 +38,20 @@ class StillSo(AssertionError):
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at this moment."""
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A loopback port that nobody listens on at this moment, nor soon by chance: the system gives other ones to whoever
+    connects or asks for any, and no engine's usual port is among these."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind((HOST, port))
+            return port
 
 
-def wait_until(condition: Callable[[], object], seconds: float, what: str) -> float:
-    """Blocks until `condition()` is true and returns the seconds it took; raises StillSo after `seconds`."""
+def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> float:
+    """Blocks until `condition()` is true and returns the seconds it took; raises StillSo after `seconds`.
+
+    Other `seconds` than PATIENCE are AGES, and fewer where StillSo is expected.
+    """
     start = time.monotonic()
     while not condition():
         if time.monotonic() - start > seconds:
@@ -53,7 +65,7 @@ def answers(url: str) -> Callable[[], bool]:
 
     def ready() -> bool:
         with suppress(httpx.TransportError):
-            return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+            return httpx.get(url, timeout=ASK, trust_env=False).status_code == 200
         return False
 
     return ready
@@ -103,10 +115,10 @@ class ServerProcess:
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_ready(self, ready: Callable[[], bool], seconds: float) -> Self:
+    def wait_ready(self, ready: Callable[[], bool], seconds: float = PATIENCE) -> Self:
         """Blocks until `ready()` is true. Where it ends or takes longer it is stopped and NotReady raised."""
         try:
-            wait_until(lambda: self.returncode is not None or ready(), seconds, "ready")
+            wait_until(lambda: self.returncode is not None or ready(), "ready", seconds)
         except StillSo:
             self.stop()
             raise NotReady(self._report(f"not ready within {seconds:g} s")) from None
@@ -126,7 +138,7 @@ class ServerProcess:
         """Sends the program a signal, and it alone."""
         self._process.send_signal(number)
 
-    def wait(self, seconds: float) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """Blocks until the program has ended; its exit status. Raises subprocess.TimeoutExpired."""
         return self._process.wait(seconds)
 
@@ -140,7 +152,7 @@ class ServerProcess:
         self._signal(signal.SIGKILL)  # also children that outlived their parent
         self._process.wait()
         with suppress(StillSo):  # killed is not yet gone
-            wait_until(self._group_is_gone, TERM_GRACE, "every child has ended")
+            wait_until(self._group_is_gone, "every child has ended", TERM_GRACE)
         self._stopped = True
 
     def cpu_seconds(self) -> float:

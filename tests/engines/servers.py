@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.engines import install
-from tests.engines.process import HOST, ServerProcess, answers, free_port
+from tests.engines.process import AGES, HOST, ServerProcess, answers, free_port
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def llama_server(model: Path, folder: Path, *args: str, wait: bool = True, port: int | None = None) -> ServerProcess:
-    """llama-server with one model (up in 0.1 s). `wait=False` returns before the model is loaded: see `-c 6000000`."""
+    """llama-server with one model (up in 0.1 s). `wait=False` returns before the model is loaded."""
     program = install.ensure("llama-server")
     port = port or free_port()
     command: list[str | Path] = [
@@ -34,7 +34,7 @@ def llama_server(model: Path, folder: Path, *args: str, wait: bool = True, port:
     server = ServerProcess(
         [*command, "--no-warmup"], port=port, log=folder / f"llama-server-{port}.log", env={"HOME": str(folder)}
     )
-    return server.wait_ready(answers(f"{server.base_url}/health"), 60) if wait else server
+    return server.wait_ready(answers(f"{server.base_url}/health")) if wait else server
 
 
 def vllm(model: Path, folder: Path, name: str, *args: str, env: Mapping[str, str] | None = None) -> ServerProcess:
@@ -53,7 +53,7 @@ def vllm(model: Path, folder: Path, name: str, *args: str, env: Mapping[str, str
     settings = {**OFFLINE, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HOME": str(folder), **(env or {})}
     log = folder / f"vllm-{port}.log"
     server = ServerProcess([*command, "--port", str(port), *args], port=port, log=log, env=settings)
-    return server.wait_ready(answers(f"{server.base_url}/health"), 240)
+    return server.wait_ready(answers(f"{server.base_url}/health"), AGES)
 
 
 def transformers(folder: Path) -> ServerProcess:
@@ -63,7 +63,7 @@ def transformers(folder: Path) -> ServerProcess:
     command: list[str | Path] = [program, "serve", "--host", HOST, "--port", str(port), "--device", "cpu"]
     log = folder / f"transformers-{port}.log"
     server = ServerProcess(command, port=port, log=log, env={**OFFLINE, "HF_HOME": str(folder)})
-    return server.wait_ready(answers(f"{server.base_url}/health"), 120)
+    return server.wait_ready(answers(f"{server.base_url}/health"), AGES)
 
 
 def infinity(models: Mapping[str, Path], folder: Path, *args: str) -> ServerProcess:
@@ -75,7 +75,7 @@ def infinity(models: Mapping[str, Path], folder: Path, *args: str) -> ServerProc
     settings = {**OFFLINE, "INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HOME": str(folder)}
     log = folder / f"infinity-{port}.log"
     server = ServerProcess([*command, *named, *engine, *args], port=port, log=log, env=settings)
-    return server.wait_ready(answers(f"{server.base_url}/health"), 120)
+    return server.wait_ready(answers(f"{server.base_url}/health"), AGES)
 
 
 def ollama(
@@ -89,7 +89,7 @@ def ollama(
     settings = {"HOME": str(folder), "OLLAMA_MODELS": str(folder / "ollama"), "OLLAMA_HOST": f"{HOST}:{port}"}
     settings |= {"OLLAMA_NO_CLOUD": "1", **(env or {})}
     server = ServerProcess([program, "serve"], port=port, log=folder / f"ollama-{port}.log", env=settings)
-    server.wait_ready(answers(f"{server.base_url}/api/version"), 60)
+    server.wait_ready(answers(f"{server.base_url}/api/version"), AGES)
     for name, path in models.items():
         modelfile = folder / f"{name}.modelfile"
         template = (templates or {}).get(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.engines.process import NotReady, ServerProcess, answers, free_port
+from tests.engines.process import PATIENCE, NotReady, ServerProcess, answers, free_port
 
 SERVER = "import http.server as h, sys; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')"
 STUBBORN = """
@@ -34,18 +34,18 @@ def alive(pid: int) -> bool:
 
 def test_a_server_is_ready_when_it_answers_and_gone_when_stopped(tmp_path: Path) -> None:
     with python(SERVER, tmp_path) as server:
-        server.wait_ready(answers(f"{server.base_url}/"), 20)
-        assert httpx.get(server.base_url, trust_env=False).status_code == 200
+        server.wait_ready(answers(f"{server.base_url}/"))
+        assert httpx.get(server.base_url, timeout=PATIENCE, trust_env=False).status_code == 200
         assert server.returncode is None
     assert server.returncode == -signal.SIGTERM
     with pytest.raises(httpx.ConnectError):
-        httpx.get(server.base_url, trust_env=False)
+        httpx.get(server.base_url, timeout=PATIENCE, trust_env=False)
 
 
 def test_a_program_that_ends_early_is_reported_with_its_log(tmp_path: Path) -> None:
     server = python("import sys; print('no such model'); sys.exit(3)", tmp_path)
     with pytest.raises(NotReady, match=r"ended with 3 .*\n.*no such model"):
-        server.wait_ready(lambda: False, 20)
+        server.wait_ready(lambda: False)
 
 
 def test_a_program_that_is_not_ready_in_time_is_stopped(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_program_that_is_not_ready_in_time_is_stopped(tmp_path: Path) -> None:
 
 def test_a_program_that_ignores_sigterm_goes_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.engines.process.TERM_GRACE", 0.1)
-    server = python(STUBBORN, tmp_path).wait_ready(lambda: (tmp_path / "log").read_text().endswith("\n"), 20)
+    server = python(STUBBORN, tmp_path).wait_ready(lambda: (tmp_path / "log").read_text().endswith("\n"))
     child = int(server.log_text().split()[1])
     assert alive(child)
     server.stop()

@@ -8,12 +8,12 @@ import pytest
 
 from tests.engines import speech
 from tests.engines.fixtures import StartLlamaServer
-from tests.engines.process import ServerProcess
+from tests.engines.process import PATIENCE, ServerProcess
 from tests.engines.tiny_gguf import TinyModel, build
 
 
 def ask(server: ServerProcess, path: str, **body: object) -> Any:
-    response = httpx.post(f"{server.base_url}{path}", json=body, timeout=30, trust_env=False)
+    response = httpx.post(f"{server.base_url}{path}", json=body, timeout=PATIENCE, trust_env=False)
     return response.raise_for_status().json()
 
 
@@ -72,4 +72,4 @@ def test_rerank_scores_differ(llama_rerank: ServerProcess) -> None:
 
 def test_another_server_takes_its_own_arguments(start_llama: StartLlamaServer) -> None:
     server = start_llama("--api-key", "secret")
-    assert httpx.get(f"{server.base_url}/v1/models", trust_env=False).status_code == 401
+    assert httpx.get(f"{server.base_url}/v1/models", timeout=PATIENCE, trust_env=False).status_code == 401

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.engines.gateway import ROOT, Gateway
-from tests.engines.process import ServerProcess, answers, free_port, wait_until
+from tests.engines.process import PATIENCE, ServerProcess, answers, free_port, wait_until
 from tests.examples.support import CHAT, EMBED, HEARING, KEY, SEEING, Extras, Run, environment, run_python
 from tests.standins.support import StandIn
 
@@ -53,12 +53,14 @@ def real(
             "images": {"allow_private": True, "ports": [int(extras.rpartition(":")[2])]},
         }
         with Gateway(json.dumps(config), folder) as gateway:
-            wait_until(lambda: {CHAT, EMBED, SEEING, HEARING} <= listed(gateway), 15, "the engines are found")
+            wait_until(lambda: {CHAT, EMBED, SEEING, HEARING} <= listed(gateway), "the engines are found")
             yield gateway
 
 
 def listed(gateway: Gateway) -> set[str]:
-    answer = httpx.get(f"{gateway.v1}/models", headers={"authorization": f"Bearer {KEY}"}, trust_env=False)
+    answer = httpx.get(
+        f"{gateway.v1}/models", headers={"authorization": f"Bearer {KEY}"}, timeout=PATIENCE, trust_env=False
+    )
     return {entry["id"] for entry in answer.json()["data"]}
 
 
@@ -68,7 +70,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder, port = tmp_path_factory.mktemp("newcomer"), free_port()
     command = [sys.executable, "-m", "launchers.demo", "--port", str(port), "--delay-ms", "0"]
     with ServerProcess(command, port=port, log=folder / "demo.log", cwd=ROOT) as demo:
-        demo.wait_ready(answers(f"{demo.base_url}/v1/models"), 10)
+        demo.wait_ready(answers(f"{demo.base_url}/v1/models"))
         config = f"discovery: {{local: false}}\nbackends: {{demo: {{kind: openai, base_url: {demo.base_url}}}}}\n"
         with Gateway(config, folder) as gateway:
             yield gateway.wait_models("demo")

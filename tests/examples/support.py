@@ -21,13 +21,13 @@ from pathlib import Path
 import pytest
 
 from tests.engines.gateway import ROOT
+from tests.engines.process import PATIENCE
 
 EXAMPLES = ROOT / "docs" / "examples"
 KEY = "sesame"  # the gateway wants it, so an example that sends none fails
 CHAT, EMBED, SEEING, HEARING = "team/tiny", "tiny-embed", "team/seeing", "whisper"
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC")
 WAV = b"RIFF" + bytes(40)
-PATIENCE = 180  # seconds for a program on a busy machine
 
 Run = Callable[..., str]
 

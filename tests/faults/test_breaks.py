@@ -176,7 +176,7 @@ async def test_no_head_in_time(asked: dict) -> None:
 
 async def test_silent_in_mid_stream_for_too_long() -> None:
     async def handler(_: Got, line: Line) -> None:
-        await line.head(200, SSE)
+        await line.head(200, SSE)  # and at once, before the gateway's turn:
         await line.chunk(event("one"))
         await line.closed.wait()
 

@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from tests.engines.process import free_port
 from tests.faults.support import CHAT, CHAT_PATH, DONE, REPLY, SSE, STREAM, Client, client, errors, event
-from tests.proxy.harness import PATIENCE, Got, Line, engine, one_backend, until
+from tests.proxy.harness import PATIENCE, Got, Line, calm, engine, one_backend, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,13 +81,8 @@ async def process(*arguments: str, code: str = "") -> AsyncIterator[Process]:
 
 
 def config(folder: Path, root: str, drain: float) -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    settings: dict[str, Any] = one_backend(root) | {
-        "server": {"port": port, "drain_timeout": drain},
-        "discovery": {"local": False},
-    }
+    port = free_port()
+    settings = calm(one_backend(root) | {"server": {"port": port, "drain_timeout": drain}})
     path = folder / "illm.yaml"
     path.write_text(yaml.safe_dump(settings))
     return str(path)
@@ -108,7 +104,7 @@ async def test_answers_under_way_finish(tmp_path: Path) -> None:
 
     async with (
         engine(handler) as upstream,
-        process("--config", config(tmp_path, upstream.root, 60)) as gate,
+        process("--config", config(tmp_path, upstream.root, PATIENCE)) as gate,
         client(gate.url) as stream,
         client(gate.url) as plain,
         client(gate.url) as idle,
@@ -159,7 +155,8 @@ async def test_what_does_not_finish_is_told(tmp_path: Path) -> None:
         plain = await another(CHAT)
         await another(STREAM | {"n": "flood"})  # never read
         upload = await another()
-        await upload.head(CHAT_PATH, {"content-length": "1000"})
+        await upload.head(CHAT_PATH, {"content-length": "1000", "expect": "100-continue"})
+        assert (await upload.answer())[0] == 100  # so it is under way
         upload.writer.write(b'{"model"')
         await events.answer()
         await events.until(b"one")
@@ -198,9 +195,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 async def test_the_demo_engine_ends_with_the_gateway(how: signal.Signals) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     async with process("--port", str(port), code=ALONE) as gate:
         (demo,) = children(gate.process.pid)
         async with client(gate.url) as one:
@@ -217,9 +212,7 @@ async def test_the_demo_engine_ends_with_the_gateway(how: signal.Signals) -> Non
 
 async def test_the_demo_engine_killed_is_no_end(tmp_path: Path) -> None:
     """The gateway lives on and says what is wrong."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     async with process("--port", str(port), code=ALONE) as gate:
         (demo,) = children(gate.process.pid)
         os.kill(demo, signal.SIGKILL)

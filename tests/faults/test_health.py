@@ -10,17 +10,19 @@ from tests.proxy.harness import Engine, Got, Line, gateway, one_backend, until
 
 
 class Moody(Engine):
-    """Its GETs answer as `mood` says: None for not at all."""
+    """Its GETs answer as `mood` says. None is not at all: each breaks off once there is something in `breaks`."""
 
     mood: tuple[int, bytes] | None = None
     asked = 0
+    breaks: asyncio.Semaphore
 
     async def _about(self, got: Got, line: Line) -> None:
         self.asked += 1
         if self.mood is not None:
             await line.reply(*self.mood)
         else:
-            await asyncio.Event().wait()
+            await self.breaks.acquire()
+            line.drop()
 
 
 LIST = (200, b'{"object":"list","data":[{"id":"up","object":"model","owned_by":"vllm"}]}')
@@ -28,10 +30,11 @@ LIST = (200, b'{"object":"list","data":[{"id":"up","object":"model","owned_by":"
 
 async def test_models_are_told_while_a_backend_hangs() -> None:
     hangs = Moody(never)
+    hangs.breaks = asyncio.Semaphore(0)
     await hangs.listen()
     try:
         settings: dict[str, Any] = one_backend(hangs.root) | {"health": {"timeout": 600, "interval": 600}}
-        async with gateway(settings) as gate:
+        async with gateway(settings, first_round=0) as gate:
             listed = await gate.client.get("/v1/models")
             health = await gate.client.get("/healthz")
 
@@ -45,25 +48,27 @@ async def test_models_are_told_while_a_backend_hangs() -> None:
 async def test_a_busy_engine_that_answers_requests_stays_in() -> None:
     """Its probes fail, one more than it takes to be down; between them it answers, slowly but well."""
     busy = Moody(ok)
+    busy.breaks = asyncio.Semaphore(0)
     busy.mood = LIST
     await busy.listen()
     try:
-        settings: dict[str, Any] = one_backend(busy.root, "openai") | {
-            "health": {"timeout": 0.05, "interval": 0.01, "down_after": 3}
-        }
+        settings: dict[str, Any] = one_backend(busy.root, "openai") | {"health": {"interval": 0.01, "down_after": 3}}
         async with gateway(settings) as gate:
             one = gate.gateway.registry.backends["b"]
             await until(lambda: one.state == "ready")
             busy.mood = None
             for _ in range(4):
-                failed = one.failures
-                await until(lambda failed=failed: one.failures > failed)  # type: ignore[misc]
+                busy.breaks.release()
+                await until(lambda: one.failures == 1)
                 assert (await gate.client.post(CHAT_PATH, json=CHAT)).status_code == 200
-                assert (one.state, one.failures) in (("ready", 0), ("ready", 1))
+                assert (one.state, one.failures) == ("ready", 0)
+            for _ in range(3):
+                busy.breaks.release()
             await until(lambda: one.state == "down")  # nothing speaks for it any more
 
             assert (await gate.client.post(CHAT_PATH, json=CHAT)).status_code == 200  # but it is still tried
             busy.mood = LIST
+            busy.breaks.release()
             await until(lambda: one.state == "ready")
     finally:
         await busy.close()

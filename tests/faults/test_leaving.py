@@ -29,7 +29,7 @@ from tests.faults.support import (
     scene,
     strikes,
 )
-from tests.proxy.harness import Got, Line, gateway, one_backend, until
+from tests.proxy.harness import PATIENCE, Got, Line, gateway, one_backend, until
 
 ASKED = {
     "plain": (CHAT_PATH, CHAT),
@@ -191,7 +191,7 @@ async def test_a_waiter_cancelled_in_the_same_turn_as_the_place_comes_free() -> 
         await waiter
 
     assert one.in_flight == 0
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE):
         await one.enter()
 
 
@@ -205,7 +205,7 @@ async def test_a_place_given_in_the_turn_of_the_cancel_goes_on() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiter
 
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE):
         await next_one
     assert one.in_flight == 1
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 import httpx
 
 from tests.engines.gateway import Gateway
-from tests.engines.process import StillSo, wait_until
+from tests.engines.process import PATIENCE, StillSo, wait_until
 
 HI: Any = [{"role": "user", "content": "hi"}]
 FOREVER: Any = [{"role": "user", "content": "forever, please"}]
@@ -31,7 +31,7 @@ class UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket. (httpx's client leaks the socket that it can't connect.)"""
 
     def __init__(self, path: str) -> None:
-        super().__init__("launcher", timeout=30)
+        super().__init__("launcher", timeout=PATIENCE)
         self._path = path
 
     def connect(self) -> None:
@@ -75,13 +75,13 @@ class Host:
     def row(self, name: str) -> Row:
         return self.control("GET", f"/engines/{name}")
 
-    def until(self, name: str, state: str, seconds: float = 30) -> Row:
+    def until(self, name: str, state: str, seconds: float = PATIENCE) -> Row:
         def there() -> bool:
             with suppress(*AWAY, KeyError):
                 return bool(self.row(name)["state"] == state)
             return False
 
-        wait_until(there, seconds, f"{name} is {state}")
+        wait_until(there, f"{name} is {state}", seconds)
         return self.row(name)
 
     def launcher_pid(self) -> int:
@@ -90,7 +90,7 @@ class Host:
     def launcher_log(self) -> str:
         return "".join(file.read_text() for file in (self.folder / "s").glob("*/launcher.log"))
 
-    def ask(self, model: str, *, messages: Any = HI, timeout: float = 60, **members: Any) -> httpx.Response:
+    def ask(self, model: str, *, messages: Any = HI, timeout: float = PATIENCE, **members: Any) -> httpx.Response:
         body = {"model": model, "messages": messages, **members}
         return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=timeout, trust_env=False)
 
@@ -121,7 +121,7 @@ class Host:
         with suppress(*AWAY):
             self.control("POST", "/shutdown")
         with suppress(StillSo):
-            wait_until(lambda: not self.processes(), 15, "the launcher and its engines have ended")
+            wait_until(lambda: not self.processes(), "the launcher and its engines have ended")
         left = self.processes()
         for pid in left:
             with suppress(ProcessLookupError):

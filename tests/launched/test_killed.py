@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.engines.models import Gguf
-from tests.engines.process import wait_until
+from tests.engines.process import PATIENCE, wait_until
 from tests.engines.speech import TEXT
 from tests.launched.support import FOREVER, Host, alive, llama
 
@@ -16,15 +16,15 @@ from tests.launched.support import FOREVER, Host, alive, llama
 def test_an_engine_killed_mid_stream_ends_it_with_an_error_and_is_back_by_itself(
     llama_program: Path, tiny_models: Gguf
 ) -> None:
-    with Host({"tiny": llama(llama_program, tiny_models.chat, args=["-c", "40000"])}) as host:
-        body = {"model": "tiny", "messages": FOREVER, "stream": True, "max_tokens": 30000}
-        with httpx.stream("POST", f"{host.url}/v1/chat/completions", json=body, timeout=30) as stream:
+    with Host({"tiny": llama(llama_program, tiny_models.chat, args=["-c", "262144"])}) as host:
+        body = {"model": "tiny", "messages": FOREVER, "stream": True, "max_tokens": 260000}  # a minute of them
+        with httpx.stream("POST", f"{host.url}/v1/chat/completions", json=body, timeout=PATIENCE) as stream:
             lines = stream.iter_lines()
             assert next(lines).startswith("data: ")
             before = host.row("tiny")
             os.kill(before["pid"], signal.SIGKILL)
             rest = [line for line in lines if line]
-        wait_until(lambda: host.row("tiny")["pid"] not in (None, before["pid"]), 20, "it starts anew")
+        wait_until(lambda: host.row("tiny")["pid"] not in (None, before["pid"]), "it starts anew")
         after = host.until("tiny", "ready")
         again = host.ask("tiny")
 
@@ -53,13 +53,13 @@ def test_a_launcher_killed_with_9(llama_program: Path, tiny_models: Gguf, orphan
         before, launcher = host.row("tiny")["pid"], host.launcher_pid()
         os.kill(launcher, signal.SIGKILL)
         if orphans == "kill":
-            wait_until(lambda: not alive(before), 10, "the engine has ended with its launcher")
+            wait_until(lambda: not alive(before), "the engine has ended with its launcher")
         else:
             assert host.ask("tiny").status_code == 200  # the engine doesn't need its launcher, nor does the gateway
             assert alive(before)
         row = host.until("tiny", "ready" if orphans == "adopt" else "stopped")  # the gateway started another launcher
         another = host.launcher_pid()
-        wait_until(lambda: host.ask("tiny").status_code == 200, 20, "the gateway finds the next launcher")
+        wait_until(lambda: host.ask("tiny").status_code == 200, "the gateway finds the next launcher")
         after = host.row("tiny")["pid"]
 
     assert another != launcher

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.engines.models import Gguf
-from tests.engines.process import wait_until
+from tests.engines.process import PATIENCE, wait_until
 from tests.engines.speech import TEXT
 from tests.launched.support import FOREVER, Host, llama
 
@@ -51,13 +51,13 @@ def test_a_reload_changes_one_of_three_while_the_others_stream(llama_program: Pa
         plan = host.control("POST", "/reload?dry_run=1")
         before = {name: stream.pieces for name, stream in streams.items()}
         host.gateway.process.say(signal.SIGHUP)
-        wait_until(lambda: host.row("three")["pid"] not in (None, pids["three"]), 30, "three was started anew")
+        wait_until(lambda: host.row("three")["pid"] not in (None, pids["three"]), "three was started anew")
         host.until("three", "ready")
         for name, stream in streams.items():
             stream.wait_for(before[name] + 5)
         end.set()
         for stream in streams.values():
-            stream.thread.join(20)
+            stream.thread.join(PATIENCE)
         after = {name: host.row(name)["pid"] for name in engines}
         third = host.ask("three")
 
@@ -79,10 +79,10 @@ class Endless:
         self.thread.start()
 
     def wait_for(self, pieces: int) -> None:
-        wait_until(lambda: self.pieces > pieces, 20, f"more than {pieces} pieces have come")
+        wait_until(lambda: self.pieces > pieces, f"more than {pieces} pieces have come")
 
     def _read(self) -> None:
-        with httpx.stream("POST", self._url, json=self._body, timeout=30) as stream:
+        with httpx.stream("POST", self._url, json=self._body, timeout=PATIENCE) as stream:
             for line in stream.iter_lines():
                 if '"error"' in line or "[DONE]" in line:
                     self.error = line
@@ -99,13 +99,13 @@ def test_one_line_serves_a_model(llama_program: Path, tiny_models: Gguf) -> None
     path = os.pathsep.join((str(llama_program.parent), os.environ["PATH"]))
     host = Host({}, args=words, env={"PATH": path})
     try:
-        wait_until(lambda: host.gateway.models().get("mine", {}).get("state") == "ready", 30, "it is ready")
+        wait_until(lambda: host.gateway.models().get("mine", {}).get("state") == "ready", "it is ready")
         answer = host.ask("mine")
         models = host.gateway.models()
         started = host.processes()
         host.gateway.process.say(signal.SIGINT)
-        host.gateway.process.wait(20)
-        wait_until(lambda: not host.processes(), 10, "nothing is left")
+        host.gateway.process.wait(PATIENCE)
+        wait_until(lambda: not host.processes(), "nothing is left")
     finally:
         host.close()
 

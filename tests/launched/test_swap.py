@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.engines.models import Gguf
+from tests.engines.process import PATIENCE
 from tests.engines.speech import TEXT
 from tests.launched.support import HI, Host, llama
 
@@ -69,12 +70,12 @@ async def test_two_hundred_mixed_requests_swap_two_models_and_none_is_lost(
             async with turns:
                 return await one(client, model, stream)
 
-        async with httpx.AsyncClient(base_url=host.url, timeout=90, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=host.url, timeout=PATIENCE, trust_env=False) as client:
             answers = await asyncio.gather(*(in_turn(client, model, stream) for model, stream in asked))
         end.set()
         await asyncio.to_thread(host.ask, "left")  # one more event for the watcher
         await asyncio.to_thread(host.ask, "right")
-        seen = await asyncio.wait_for(watching, 10)
+        seen = await asyncio.wait_for(watching, PATIENCE)
         swaps = host.launcher_log().count("-> starting")
 
     assert answers == [(model, TEXT) for model, _ in asked]

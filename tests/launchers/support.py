@@ -17,11 +17,10 @@ from typing import Any, Self
 
 import httpx
 
-from tests.engines.process import wait_until
+from tests.engines.process import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
 MARK = "LAUNCHER_TEST"  # environment variable, inherited by all that a launcher of these tests starts
-PATIENCE = 8.0  # seconds for an event; a ping comes every ten
 STANDIN = Path(__file__).parent / "standins" / "engine.py"
 
 Row = dict[str, Any]
@@ -35,7 +34,7 @@ def spec(name: str, *words: str, **members: Any) -> Row:
         "trust_remote_code": False, "embedding": False, "device": None, "api_key": None, "args": [], "env": {},
         "command": [sys.executable, str(STANDIN), "--port", "{port}", "--model", "{name}", *words],
         "health": None, "image": None, "volumes": [], "gpus": [], "port": None, "memory": None, "start": "on_demand",
-        "ttl": None, "pin": False, "abandon": False, "unload": "stop", "start_timeout": 20.0, "stop_timeout": 3.0,
+        "ttl": None, "pin": False, "abandon": False, "unload": "stop", "start_timeout": PATIENCE, "stop_timeout": 3.0,
         "min_residency": 0.0, "restarts": 3,
     }  # fmt: skip
     return whole | members
@@ -66,10 +65,12 @@ class Launcher:
         *engines: Row,
         folder: Path | None = None,
         for_gateway: bool = False,
+        begin: bool = True,
         constants: Mapping[str, float] | None = None,
         **launcher: Any,
     ) -> None:
-        """`constants`: values for some of its modules' constants, by their full names; `launcher`: its settings."""
+        """`begin`: start it at once; `constants`: values for some of its modules' constants, by their full names;
+        `launcher`: its settings."""
         self.constants = dict(constants or {})
         self.folder = folder or Path(tempfile.mkdtemp(prefix="illm-"))
         self._settings = {
@@ -81,7 +82,16 @@ class Launcher:
         self.log = self.folder / "launcher.log"
         self.for_gateway = for_gateway
         self.write(*engines)
-        self.process = self.start()
+        self.process: subprocess.Popen[bytes] = None  # type: ignore[assignment]
+        if begin:
+            self.start()
+
+    def hurry(self) -> None:
+        """Have it end without waiting for engines that don't, by a second signal behind the first."""
+        self.say(signal.SIGTERM)
+        wait_until(lambda: "ending the engines" in self.log.read_text(), "it has heard the first")
+        self.say(signal.SIGTERM)
+        self.process.wait(PATIENCE)
 
     def write(self, *engines: Row) -> None:
         """What the next reload, or start, reads."""
@@ -91,19 +101,22 @@ class Launcher:
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(
                 self.command_line(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                env={**os.environ, MARK: str(self.folder)},
+                env=self.environment(),
             )  # fmt: skip
         listen, key = self._settings["listen"], self._settings["api_key"]
         self.client = httpx.Client(
             transport=httpx.HTTPTransport(uds=None if listen else str(self.state / "launcher.sock")),
             base_url=listen or "http://launcher",
             headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=30,
+            timeout=PATIENCE,
             trust_env=False,
         )
-        wait_until(lambda: self.process.poll() is not None or self._answers(), 20, "the launcher answers")
+        wait_until(lambda: self.process.poll() is not None or self._answers(), "the launcher answers")
         assert self.process.poll() is None, self.log.read_text()
         return self.process
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, MARK: str(self.folder)}
 
     def command_line(self) -> list[str]:
         words = ["-c", _PATCHED, json.dumps(self.constants)] if self.constants else ["-m", "launchers"]
@@ -123,9 +136,9 @@ class Launcher:
         row: Row = self.client.get(f"/engines/{name}").json()
         return row
 
-    def until(self, name: str, state: str, seconds: float = 20) -> Row:
+    def until(self, name: str, state: str) -> Row:
         """Wait for that state."""
-        wait_until(lambda: self.row(name)["state"] == state, seconds, f"{name} is {state}")
+        wait_until(lambda: self.row(name)["state"] == state, f"{name} is {state}")
         return self.row(name)
 
     @contextmanager
@@ -149,26 +162,31 @@ class Launcher:
     def kill(self) -> None:
         """-9, and wait for its end."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
         self.client.close()
 
     def engines_alive(self) -> list[int]:
         """All processes that descend from this launcher or an earlier one on this folder: guards, engines, children."""
-        return [pid for pid in marked(str(self.folder)) if pid != self.process.pid]
+        own = self.process.pid if self.process is not None else None
+        return [pid for pid in marked(str(self.folder)) if pid != own]
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(10)
-        self.client.close()
+        if self.process is not None:
+            self._end()
         for pid in self.engines_alive():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(PATIENCE)
+        self.client.close()
 
     def __enter__(self) -> Self:
         return self

@@ -21,7 +21,7 @@ from launchers.dependencies import InstallFailed, Missing
 from launchers.engines.base import Engine, Place
 from launchers.engines.table import ENGINES, launch
 from launchers.spec import Kind
-from tests.engines.process import StillSo
+from tests.engines.process import PATIENCE, StillSo
 from tests.launchers.engines.specs import spec
 
 NAME = "illm-tiny-engine"
@@ -223,10 +223,10 @@ def hanging(wheels: Path, tmp_path: Path) -> Path:
     return pid
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+async def until(condition: Callable[[], object], what: str) -> None:
     """Polls; raises StillSo."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE):
             while not condition():
                 await asyncio.sleep(0.02)
             return

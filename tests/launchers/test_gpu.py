@@ -13,6 +13,7 @@ import pytest
 
 from launchers.gpu import used_by
 from launchers.memory import Holder, Reading
+from tests.engines.process import PATIENCE
 from tests.launchers.standins import nvml
 from tests.launchers.standins.nvml import GiB
 
@@ -72,7 +73,7 @@ class Looker:
         return json.loads(self._process.stdout.readline())
 
     def end(self) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=PATIENCE)
         assert self._process.returncode == 0
 
 

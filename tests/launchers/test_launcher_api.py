@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.process import free_port, wait_until
+from tests.engines.process import PATIENCE, free_port, wait_until
 from tests.launchers.support import ROOT, Events, Launcher, spec, vllm
 
 
@@ -111,7 +111,7 @@ def test_a_reader_that_never_reads_costs_nothing_and_holds_nobody_up() -> None:
         before = rss(launcher.process.pid)
         with launcher.wanted("noisy", "start") as events:  # one that doesn't read much either
             events.next()
-            wait_until(lambda: launcher.row("noisy")["phase"] == "listening", 20, "it has said it all")
+            wait_until(lambda: launcher.row("noisy")["phase"] == "listening", "it has said it all")
             assert rss(launcher.process.pid) - before < 12 << 20
             launcher.stop("noisy")
             assert events.until("failed")["code"] == "engine_stopped"
@@ -126,14 +126,14 @@ def test_followers_do_not_hold_up_the_end() -> None:
             events = Events(one)
             events.next()
             assert launcher.client.post("/shutdown").status_code == 202
-            wait_until(lambda: launcher.process.poll() is not None, 10, "it has ended")
+            wait_until(lambda: launcher.process.poll() is not None, "it has ended")
         assert launcher.process.returncode == 0
         assert "ERROR" not in launcher.log.read_text()
 
 
 def test_a_second_launcher_on_a_folder_refuses_and_leaves_the_first_alone() -> None:
     with Launcher(spec("a")) as launcher:
-        second = subprocess.run(launcher.command_line(), cwd=ROOT, capture_output=True, text=True, timeout=20)
+        second = subprocess.run(launcher.command_line(), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
         assert second.returncode == 2
         assert second.stderr == (
             f"illm launch: Another launcher (process {launcher.process.pid}) already runs with the state folder "
@@ -159,7 +159,7 @@ def test_what_it_cannot_start_with_is_said_in_words(case: str, tmp_path: Path) -
         else:
             document["engines"] = [spec("a") | {"kind": "vllm", "command": [], "mmproj": "/m.gguf"}]
         launcher.document.write_text(json.dumps(document))
-        run = subprocess.run(launcher.command_line(), cwd=ROOT, capture_output=True, text=True, timeout=20)
+        run = subprocess.run(launcher.command_line(), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     expected = {
         "document": "The launcher and the settings don't understand one another",
         "folder": f"The state folder {state} can't be used",

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from tests.engines.process import wait_until
+from tests.engines.process import PATIENCE, wait_until
 from tests.launchers.support import Launcher, alive, spec
 
 ONE = {"budget": {"0": 100}}  # bytes of a GPU that isn't there
@@ -29,7 +29,7 @@ def test_an_engine_whose_memory_is_wanted_goes_when_its_last_lease_is_given_back
         newcomer.until("phase", where=lambda event: event["phase"] == "waiting for old to make room")
 
         leases[0].close()
-        wait_until(lambda: launcher.row("old")["leases"] == 1, 5, "one lease is left")
+        wait_until(lambda: launcher.row("old")["leases"] == 1, "one lease is left")
         late = stack.enter_context(launcher.wanted("old"))  # it isn't given out any more
         late.until("phase")
         assert launcher.row("old")["state"] == "ready"
@@ -50,8 +50,8 @@ def test_a_holder_that_dies_holds_nothing() -> None:
         with socket.socket(socket.AF_UNIX) as holder:
             holder.connect(str(launcher.state / "launcher.sock"))
             holder.sendall(b"POST /engines/coder/ensure HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-            wait_until(lambda: launcher.row("coder")["leases"] == 1, 10, "it has a lease")
-        wait_until(lambda: launcher.row("coder")["leases"] == 0, 5, "the lease ended with it")
+            wait_until(lambda: launcher.row("coder")["leases"] == 1, "it has a lease")
+        wait_until(lambda: launcher.row("coder")["leases"] == 0, "the lease ended with it")
 
 
 def test_every_lease_hears_of_a_crash_once() -> None:
@@ -77,14 +77,14 @@ async def test_leases_that_come_and_go_at_the_moment_of_the_grant_leave_nothing(
                         return
 
         transport = httpx.AsyncHTTPTransport(uds=socket_path, limits=httpx.Limits(max_connections=None))
-        async with httpx.AsyncClient(transport=transport, base_url="http://launcher", timeout=20) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://launcher", timeout=PATIENCE) as client:
             await asyncio.gather(*(come_and_go(client, n % 5) for n in range(60)))
         row = launcher.until("coder", "ready")
-        wait_until(lambda: launcher.row("coder")["leases"] == 0, 5, "all leases are given back")
+        wait_until(lambda: launcher.row("coder")["leases"] == 0, "all leases are given back")
         assert row["waiting"] == 0
         assert launcher.log.read_text().count("-> starting") == 1
         # its own: the log, the pidfd, the lifeline, the answer to this question
-        wait_until(lambda: len(os.listdir(f"/proc/{launcher.process.pid}/fd")) <= before + 6, 5, "no socket is left")
+        wait_until(lambda: len(os.listdir(f"/proc/{launcher.process.pid}/fd")) <= before + 6, "no socket is left")
 
 
 @pytest.mark.parametrize("verb", ["ensure", "start"])

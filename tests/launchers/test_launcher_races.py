@@ -18,6 +18,7 @@ from launchers.engine import ManagedEngine
 from launchers.spec import SpecError, parse
 from launchers.supervisor import Supervisor
 from launchers.ticket import Ticket
+from tests.engines.process import AGES, PATIENCE
 from tests.launchers.support import Row, alive, spec
 
 LAUNCHER = {
@@ -48,7 +49,7 @@ async def supervising(folder: Path, *engines: Row) -> AsyncIterator[Supervisor]:
 
 async def until(condition: Callable[[], object], what: str) -> None:
     with suppress(TimeoutError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not condition():
                 await asyncio.sleep(0.01)
     assert condition(), what
@@ -56,9 +57,9 @@ async def until(condition: Callable[[], object], what: str) -> None:
 
 async def outcome(ticket: Ticket) -> Row:
     """Its `ready` or `failed`."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while True:
-            for event in await ticket.take(10):
+            for event in await ticket.take(PATIENCE):
                 if event["event"] in ("ready", "failed"):
                     return dict(event)
 
@@ -70,7 +71,7 @@ def engine_of(supervisor: Supervisor, name: str = "a") -> ManagedEngine:
 
 
 async def test_an_engine_that_was_closed_keeps_nobody_waiting(tmp_path: Path) -> None:
-    async with supervising(tmp_path, spec("a")) as supervisor, asyncio.timeout(10):
+    async with supervising(tmp_path, spec("a")) as supervisor, asyncio.timeout(PATIENCE):
         engine = engine_of(supervisor)
         (tmp_path / "document.json").write_bytes(document())
         await supervisor.reload()
@@ -138,7 +139,7 @@ async def test_two_bugs_keep_nobody_waiting(tmp_path: Path, monkeypatch: pytest.
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    async with supervising(tmp_path, spec("a")) as supervisor, asyncio.timeout(10):
+    async with supervising(tmp_path, spec("a")) as supervisor, asyncio.timeout(PATIENCE):
         engine = engine_of(supervisor)
         with monkeypatch.context() as patch:
             patch.setattr(supervisor.room, "admit", broken)
@@ -209,7 +210,7 @@ async def test_whatever_is_asked_in_whatever_order_it_ends_well(seed: int, tmp_p
                     while not (ticket.over or ticket.held):
                         await ticket.take(0.4)
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(AGES):
             await asyncio.gather(*(somebody() for _ in range(5)))
             for name in "abc":
                 engine = engine_of(supervisor, name)

@@ -85,7 +85,7 @@ def test_settings_with_a_mistake_change_nothing(way: str, tmp_path: Path) -> Non
                     launcher.say(signal.SIGHUP)
                 else:
                     file.write_text(f"change {said}")
-                wait_until(lambda said=said: launcher.log.read_text().count("Nothing was changed.") > said, 5, "said")
+                wait_until(lambda said=said: launcher.log.read_text().count("Nothing was changed.") > said, "said")
         rows = launcher.client.get("/engines").json()["engines"]
         assert [(row["name"], row["pid"]) for row in rows] == [("a", pid)]
 
@@ -99,7 +99,7 @@ def test_with_watch_a_change_of_the_file_is_enough(tmp_path: Path) -> None:
     with Launcher(spec("a"), constants={"launchers.supervisor.WATCH": 0.05}, watch=True, file=str(file)) as launcher:
         launcher.write(spec("a"), spec("b"))
         file.write_text("changed")
-        wait_until(lambda: launcher.client.get("/engines/b").status_code == 200, 5, "b is there")
+        wait_until(lambda: launcher.client.get("/engines/b").status_code == 200, "b is there")
 
 
 def test_an_engine_that_is_taken_out_and_put_back_is_there_for_who_follows() -> None:
@@ -135,7 +135,7 @@ def test_a_stopped_engine_that_becomes_eager_starts_and_one_given_up_is_tried_ag
 
 def test_a_reload_during_a_start_takes_the_new_settings(tmp_path: Path) -> None:
     with Launcher(spec("a", "--gate", str(tmp_path / "never"))) as launcher, launcher.wanted("a") as events:
-        wait_until(lambda: launcher.row("a")["pid"], 5, "it has a process")
+        wait_until(lambda: launcher.row("a")["pid"], "it has a process")
         first = launcher.row("a")["pid"]
         launcher.write(spec("a"))
         launcher.reload()
@@ -148,7 +148,7 @@ def test_an_engine_that_is_taken_out_tells_who_waits_and_who_holds_it(tmp_path: 
     with Launcher(held, awaited) as launcher:
         with launcher.wanted("held") as lease, launcher.wanted("awaited") as events:
             lease.until("ready")
-            wait_until(lambda: launcher.row("awaited")["pid"], 5, "it has a process")
+            wait_until(lambda: launcher.row("awaited")["pid"], "it has a process")
             launcher.write()
             launcher.say(signal.SIGHUP)
             failed = events.until("failed")
@@ -159,5 +159,5 @@ def test_an_engine_that_is_taken_out_tells_who_waits_and_who_holds_it(tmp_path: 
             with launcher.wanted("held") as late:  # it drains, and takes nobody new
                 assert late.until("failed")["code"] == "engine_stopped"
             lease.close()
-            wait_until(lambda: launcher.client.get("/engines").json() == {"engines": []}, 5, "both are gone")
+            wait_until(lambda: launcher.client.get("/engines").json() == {"engines": []}, "both are gone")
         assert launcher.engines_alive() == []

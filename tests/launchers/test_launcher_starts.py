@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.engines.process import wait_until
+from tests.engines.process import PATIENCE, wait_until
 from tests.launchers.support import Launcher, Row, alive, command_line, spec, vllm
 
 QUICK = {"launchers.lifecycle.FIRST_DELAY": 0.05}
@@ -16,7 +16,9 @@ QUICK = {"launchers.lifecycle.FIRST_DELAY": 0.05}
 
 def ask(row: Row) -> str:
     """What the engine of that row answers."""
-    answer = httpx.post(f"{row['base_url']}/v1/chat/completions", json={"model": row["model"]}, trust_env=False)
+    answer = httpx.post(
+        f"{row['base_url']}/v1/chat/completions", json={"model": row["model"]}, timeout=PATIENCE, trust_env=False
+    )
     content: str = answer.json()["choices"][0]["message"]["content"]
     return content
 
@@ -30,7 +32,7 @@ def test_an_engine_starts_on_demand_and_a_lease_lets_requests_through() -> None:
             row = events.until("ready")["engine"]
             assert ask(row) == f"coder {row['pid']}"
             assert launcher.row("coder")["leases"] == 1
-        wait_until(lambda: launcher.row("coder")["leases"] == 0, 5, "the lease is given back")
+        wait_until(lambda: launcher.row("coder")["leases"] == 0, "the lease is given back")
         assert launcher.row("coder")["state"] == "ready"
 
 
@@ -85,7 +87,7 @@ def test_a_start_goes_on_when_all_who_waited_have_left(tmp_path: Path) -> None:
     with Launcher(spec("coder", "--gate", str(gate))) as launcher:
         with launcher.wanted("coder") as events:
             events.until("phase", where=lambda event: event["state"] == "starting")
-        wait_until(lambda: launcher.row("coder")["waiting"] == 0, 5, "nobody waits")
+        wait_until(lambda: launcher.row("coder")["waiting"] == 0, "nobody waits")
         gate.touch()
         launcher.until("coder", "ready")
 
@@ -96,7 +98,7 @@ def test_with_abandon_it_does_not(tmp_path: Path) -> None:
         with launcher.wanted("coder") as one, launcher.wanted("coder") as other:
             one.until("phase", where=lambda event: event["state"] == "starting")
             other.until("phase", where=lambda event: event["state"] == "starting")
-            wait_until(lambda: launcher.row("coder")["pid"], 5, "it has a process")
+            wait_until(lambda: launcher.row("coder")["pid"], "it has a process")
         launcher.until("coder", "stopped")
         assert launcher.engines_alive() == []
         gate.touch()
@@ -134,7 +136,7 @@ def test_a_start_that_fails_ends_in_fatal_with_the_engines_own_words(tmp_path: P
 def test_whoever_waits_for_a_start_that_is_stopped_is_told_so(tmp_path: Path) -> None:
     with Launcher(spec("coder", "--gate", str(tmp_path / "never"))) as launcher:
         with launcher.wanted("coder") as lease, launcher.wanted("coder", "start") as person:
-            wait_until(lambda: launcher.row("coder")["pid"], 5, "it has a process")
+            wait_until(lambda: launcher.row("coder")["pid"], "it has a process")
             row = launcher.stop("coder")
             for events in (lease, person):
                 failed = events.until("failed")

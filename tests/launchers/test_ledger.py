@@ -89,7 +89,7 @@ def test_a_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     child = subprocess.Popen(["sleep", "60"], close_fds=False)
     try:
         held.close()
-        wait_until(lambda: child.poll() is None, 5, "the child runs")
+        wait_until(lambda: child.poll() is None, "the child runs")
         lock(tmp_path).close()
     finally:
         child.kill()

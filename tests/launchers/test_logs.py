@@ -15,9 +15,7 @@ import pytest
 from launchers import logs
 from launchers.last_words import CHARACTERS, telling
 from launchers.logs import EngineLog
-from tests.engines.process import wait_until
-
-SOON = 10.0
+from tests.engines.process import PATIENCE, wait_until
 
 
 @pytest.fixture
@@ -61,7 +59,7 @@ async def following(log: EngineLog) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def until(condition: Callable[[], object], what: str) -> None:
-    await asyncio.to_thread(wait_until, condition, SOON, what)
+    await asyncio.to_thread(wait_until, condition, what)
 
 
 # --- lines -----------------------------------------------------------------------------------------------------------
@@ -184,12 +182,12 @@ async def test_following_a_program(make: Callable[..., EngineLog]) -> None:
             second = asyncio.ensure_future(anext(others))
             await asyncio.sleep(0)
             subprocess.run([sys.executable, "-c", source], stdout=engine.fd, check=True)
-            async with asyncio.timeout(SOON):
+            async with asyncio.timeout(PATIENCE):
                 assert [await anext(lines), await anext(lines)] == ["four", "five"]
                 assert await second == "four"
             engine.write("six\n")
             task.cancel()
-            async with asyncio.timeout(SOON):
+            async with asyncio.timeout(PATIENCE):
                 assert [line async for line in lines] == ["six"]
                 assert [line async for line in others] == ["five", "six"]
 

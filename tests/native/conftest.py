@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from tests.engines.gateway import Gateway
+from tests.engines.process import PATIENCE
 from tests.native.support import ENGINES, MODELS, PNG, settings
 from tests.standins.support import StandIn
 
@@ -72,5 +73,5 @@ def ollama(engines: dict[str, StandIn]) -> StandIn:
 
 @pytest.fixture
 def sdk(gateway: Gateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=gateway.v1, api_key="unused", max_retries=0, timeout=20) as client:
+    with openai.OpenAI(base_url=gateway.v1, api_key="unused", max_retries=0, timeout=PATIENCE) as client:
         yield client

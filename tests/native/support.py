@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from tests.engines.gateway import Gateway
+from tests.engines.process import PATIENCE
 from tests.standins.support import StandIn
 
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -82,7 +83,7 @@ def settings(engines: Mapping[str, StandIn], image_port: int) -> str:
 
 
 def post(gateway: Gateway, path: str, body: Mapping[str, Any]) -> httpx.Response:
-    return httpx.post(f"{gateway.v1}{path}", json=body, timeout=20, trust_env=False)
+    return httpx.post(f"{gateway.v1}{path}", json=body, timeout=PATIENCE, trust_env=False)
 
 
 def chat(gateway: Gateway, model: str, **more: Any) -> httpx.Response:
@@ -97,10 +98,11 @@ def told(response: httpx.Response) -> tuple[int, Any, Any]:
     return response.status_code, error["code"], error["param"]
 
 
-def events(response: httpx.Response) -> list[Any]:
-    """A stream's events: objects, and the closing word as it is."""
-    assert response.headers["content-type"].startswith("text/event-stream"), response.text
-    data = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+def events(response: httpx.Response, text: str | None = None) -> list[Any]:
+    """A stream's events: objects, and the closing word as it is. `text`: what was read of it by hand."""
+    text = response.text if text is None else text
+    assert response.headers["content-type"].startswith("text/event-stream"), text
+    data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     return [json.loads(one) if one != "[DONE]" else one for one in data]
 
 

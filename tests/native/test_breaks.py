@@ -10,8 +10,9 @@ import openai
 import pytest
 
 from tests.engines.gateway import Gateway
+from tests.engines.process import PATIENCE, wait_until
 from tests.native.support import ENDLESS, chat, content, events, told
-from tests.standins.support import StandIn
+from tests.standins.support import StandIn, asking
 
 BOTH = pytest.mark.parametrize("model", ["tgi", "ollama"])
 DIRECTED = {"tgi": "/generate_stream", "ollama": "/api/chat"}
@@ -39,9 +40,8 @@ def test_leaving_a_stream(sdk: openai.OpenAI, engines: dict[str, StandIn], model
 def test_leaving_before_the_answer(gateway: Gateway, engines: dict[str, StandIn], model: str) -> None:
     engine = engines[model]
     engine.reset()
-    body = {"model": model, "messages": orders(stall_at=1)}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{gateway.v1}/chat/completions", json=body, timeout=0.3, trust_env=False)
+    with asking(f"{gateway.v1}/chat/completions", {"model": model, "messages": orders(stall_at=1)}):
+        wait_until(engine.running, "the engine has it")
     assert len(engine.wait_closed()) == 1
 
 
@@ -73,9 +73,18 @@ def test_one_failing_child_ends_the_others(gateway: Gateway, engines: dict[str, 
 
 @BOTH
 @pytest.mark.parametrize("how", ["cut_at", "reset_at", "vanish_at", "garbage_at", "fail_at"])
-def test_a_broken_stream_ends_with_an_error(gateway: Gateway, model: str, how: str) -> None:
-    # Paced, because a reset takes along what isn't read yet.
-    found = events(chat(gateway, model, messages=orders(**{how: 3}, pieces=7, delay=0.03), stream=True))
+def test_a_broken_stream_ends_with_an_error(
+    gateway: Gateway, engines: dict[str, StandIn], model: str, how: str
+) -> None:
+    engines[model].reset()
+    body = {"model": model, "messages": orders(**{how: 3}, pieces=7, held=True), "stream": True}
+    with httpx.stream("POST", f"{gateway.v1}/chat/completions", json=body, timeout=PATIENCE, trust_env=False) as reply:
+        pieces, text = reply.iter_text(), ""
+        while not any(word in text for word in ('"content":"Once', '"content":" upon')):
+            text += next(pieces)
+        engines[model].release()  # now, since a reset takes along what isn't read yet
+        text += "".join(pieces)
+    found = events(reply, text)
     assert content(found[:-2])
     assert set(found[-2]) == {"error"}
     assert set(found[-2]["error"]) == {"message", "type", "param", "code"}
@@ -104,7 +113,7 @@ def test_an_engine_that_dies_in_a_stream(sdk: openai.OpenAI, engines: dict[str, 
         texts.extend(chunk.choices[0].delta.content or "" for chunk in stream)
     assert "".join(texts)
     assert caught.value.code == "upstream_incomplete"
-    assert engines[f"{model}-dying"].wait(5) == 9
+    assert engines[f"{model}-dying"].wait(PATIENCE) == 9
 
 
 @BOTH

@@ -14,17 +14,32 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import httpx
 import uvicorn
 
+import proxy.control
 from proxy.app import Gateway, create_app
 from proxy.client_connection import ClientConnection
 from proxy.launched import Launch
 from proxy.launcher_client import Address
 from proxy.settings import load_settings
+from tests.engines.process import PATIENCE
 
-PATIENCE = 10.0  # seconds: the limit of every wait, never a thing to wait for
+# Nothing that a test doesn't ask for happens by the clock: a machine that stands still for some seconds must make no
+# engine down, close no connection that was to be used again, and write no comment into a stream.
+CALM: dict[str, dict[str, Any]] = {
+    "discovery": {"local": False},
+    "server": {"keep_alive_interval": 600.0},
+    "health": {"timeout": PATIENCE, "interval": 600.0},
+    "upstream": {"connect_timeout": PATIENCE, "idle_connection": 600.0},
+}
+
+
+def calm(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings, and `CALM` where they say nothing else."""
+    return {**settings, **{name: section | settings.get(name, {}) for name, section in CALM.items()}}
 
 
 @dataclass
@@ -92,12 +107,18 @@ class Engine:
     got: list[Got] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     connections: int = 0
+    looks: int = 0  # GETs
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     root: str = ""
     server: asyncio.Server | None = None
 
     async def listen(self, port: int = 0) -> None:
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self.tls)
+        async with asyncio.timeout(PATIENCE):
+            while self.server is None or not self.server.is_serving():
+                try:
+                    self.server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self.tls)
+                except OSError:  # somebody's connection has that very port meanwhile
+                    await asyncio.sleep(0.05)
         self.root = f"http{'s' if self.tls else ''}://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     async def close(self) -> None:
@@ -114,6 +135,7 @@ class Engine:
         try:
             while (got := await self._read(reader)) is not None:
                 if got.method == "GET":
+                    self.looks += 1
                     await self._about(got, line)
                     continue
                 self.got.append(got)
@@ -218,11 +240,12 @@ async def gateway(
     environ: Mapping[str, str] | None = None,
     launchers: Sequence[Address] = (),
     launch: Launch | None = None,
+    first_round: float = PATIENCE,
 ) -> AsyncIterator[Running]:
-    """`settings` as a settings file would hold them; nothing local is looked for unless they say so."""
-    settings = {"discovery": {"local": False}} | settings
+    """`settings` as a settings file would hold them, over `CALM`. When it serves, each engine was asked once; with one
+    that never answers, give it a `first_round` of fewer seconds."""
     log: list[dict[str, Any]] = []
-    loaded = load_settings(None, environ or {}, settings)
+    loaded = load_settings(None, environ or {}, calm(settings))
     built = create_app(loaded, sink=log.append, launchers=launchers, launch=launch)
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio asks: no delay for TCP only
     sock.bind(("127.0.0.1", 0))
@@ -233,7 +256,8 @@ async def gateway(
     serving = asyncio.ensure_future(server._serve(sockets=[sock]))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     try:
-        await until(lambda: server.started or serving.done())
+        with mock.patch.object(proxy.control, "FIRST_ROUND", first_round):
+            await until(lambda: server.started or serving.done())
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:
             yield Running(url, client, built, server, log)
     finally:

@@ -18,6 +18,7 @@ import proxy.server
 from proxy import __version__
 from proxy.cli import USAGE, main
 from proxy.settings import Settings
+from tests.engines.process import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -164,10 +165,10 @@ def test_it_serves_until_a_signal_ends_it(how: signal.Signals) -> None:
         assert process.stderr is not None
         first = next(line for line in process.stderr if "listening" in line)
         assert first == f"illm is listening on http://127.0.0.1:{port}/v1\n"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=PATIENCE) as reply:
             assert reply.status == 200
         process.send_signal(how)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()

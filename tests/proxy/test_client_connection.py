@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 
 from proxy.client_connection import DISCARD, MAX_HEAD, ClientConnection
+from tests.engines.process import PATIENCE
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
@@ -65,9 +66,9 @@ async def answer(send: Any, body: bytes, status: int = 200) -> None:
 
 async def read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     """(head, body) of an answer with a length."""
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
     length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    return head, await asyncio.wait_for(reader.readexactly(length), 10)
+    return head, await asyncio.wait_for(reader.readexactly(length), PATIENCE)
 
 
 async def test_requests_sent_ahead_are_answered_in_order() -> None:
@@ -115,7 +116,7 @@ async def test_nonsense_behind_a_request_costs_that_request_nothing() -> None:
         reader, writer = await connect()
         writer.write(POST % 2 + b"hi" + b"nonsense\r\n\r\n")
         head, body = await read_answer(reader)
-        rest = await asyncio.wait_for(reader.read(), 5)
+        rest = await asyncio.wait_for(reader.read(), PATIENCE)
 
     assert head.startswith(b"HTTP/1.1 200 ")
     assert (body, rest) == (b"hi", b"")
@@ -134,7 +135,7 @@ async def test_a_client_that_leaves_behind_a_request_sent_ahead_is_noticed() -> 
         writer.write(POST % 0 + POST % 0)
         await writer.drain()
         writer.transport.abort()
-        await asyncio.wait_for(left.wait(), 5)
+        await asyncio.wait_for(left.wait(), PATIENCE)
 
 
 async def test_head_and_body_leave_in_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,14 +165,14 @@ async def test_a_body_that_nobody_reads_costs_no_connection_unless_it_is_long() 
         await read_answer(reader)
         writer.write(POST % 0)
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-            await asyncio.wait_for(reader.readexactly(1), 5)
+            await asyncio.wait_for(reader.readexactly(1), PATIENCE)
 
 
 async def test_the_client_may_ask_before_it_sends_a_body() -> None:
     async with serving(echo) as connect:
         reader, writer = await connect()
         writer.write(b"POST /x HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n")
-        told = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        told = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
         writer.write(b"ok")
         _, body = await read_answer(reader)
 
@@ -188,7 +189,7 @@ async def test_http_1_0_gets_a_body_without_chunks_and_the_end_of_its_connection
     async with serving(stream) as connect:
         reader, writer = await connect()
         writer.write(b"GET / HTTP/1.0\r\n\r\n")
-        head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+        head, _, body = (await asyncio.wait_for(reader.read(), PATIENCE)).partition(b"\r\n\r\n")
 
     assert b"transfer-encoding" not in head
     assert body == b"one two"
@@ -198,7 +199,7 @@ async def test_head_has_no_body_and_leaves_the_connection_in_step() -> None:
     async with serving(echo) as connect:
         reader, writer = await connect()
         writer.write(b"HEAD / HTTP/1.1\r\nhost: h\r\n\r\n" + POST % 2 + b"hi")
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
         _, body = await read_answer(reader)
 
     assert head.startswith(b"HTTP/1.1 200 ")

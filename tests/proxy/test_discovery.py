@@ -4,6 +4,7 @@ Bodies are real engines' (TEI's, SGLang's and LM Studio's as published), shorten
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ import respx
 
 from proxy.discovery import LOCAL_PORTS, MAX_BYTES, Probe, new_client, probe
 from proxy.engine_answers import MAX_MODELS, ModelInfo, ollama_models, tgi_models
+from tests.engines.process import PATIENCE
 
 ROOT = "http://engine.test:8000"
 JSON = {"content-type": "application/json"}
@@ -518,8 +520,9 @@ async def test_slow_answers_end_at_the_limit(first: bytes, client: httpx.AsyncCl
     closed = asyncio.Event()
 
     async def dawdle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(first)
+        with contextlib.suppress(asyncio.IncompleteReadError):  # given up before it was asked, on a busy machine
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(first)
         assert await reader.read() == b""
         closed.set()
         writer.close()
@@ -528,7 +531,7 @@ async def test_slow_answers_end_at_the_limit(first: bytes, client: httpx.AsyncCl
         port = server.sockets[0].getsockname()[1]
         found = await probe(client, f"http://127.0.0.1:{port}", None, None, 0.2)
         assert found == Probe("down", None, detail="no answer within 0.2 s")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await closed.wait()
 
 

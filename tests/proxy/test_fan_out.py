@@ -10,10 +10,14 @@ from tests.proxy.harness import Got, Line, engine, gateway, one_backend, sse
 
 async def test_the_end_marker_is_last() -> None:
     waiting: list[Line] = []
+    both = asyncio.Event()
 
     async def answer(got: Got, line: Line) -> None:
         waiting.append(line)
-        if len(waiting) % 2 == 0:
+        if len(waiting) % 2:
+            both.clear()
+            await both.wait()
+        else:
             for one in reversed(waiting[-2:]):  # the later one is decoded first
                 for word in ("a", "b"):
                     body = {"response": word, "created_at": "2026-01-02T03:04:05Z", "done": word == "b"}
@@ -22,7 +26,7 @@ async def test_the_end_marker_is_last() -> None:
                     head = b"HTTP/1.1 200 OK\r\n%b\r\ntransfer-encoding: chunked\r\n\r\n" % kind
                     end = b"0\r\n\r\n" if word == "b" else b""
                     one.writer.write((head if word == "a" else b"") + b"%x\r\n%b\r\n" % (len(data), data) + end)
-        await asyncio.sleep(0.2)
+            both.set()
 
     async with engine(answer) as upstream, gateway(one_backend(upstream.root, "ollama")) as gate:
         for _ in range(10):

@@ -19,7 +19,7 @@ import pytest
 from proxy.launcher_client import Address, LauncherError
 from proxy.settings import Settings, load_settings
 from tests.engines.gateway import Gateway
-from tests.engines.process import wait_until
+from tests.engines.process import PATIENCE, wait_until
 from tests.proxy.harness import gateway, until
 from tests.proxy.scripted_launcher import launcher, row
 
@@ -102,18 +102,18 @@ def test_whole_processes(folder: Path, workers: str) -> None:
         (file,) = folder.glob("illm-*.yaml")
         file.write_text(json.dumps(settings | {"engines": {"mine": mine}}))
         os.kill(pid, signal.SIGHUP)
-        wait_until(lambda: gate.models().get("mine", {}).get("state") == "ready", 30, "the engine is ready")
+        wait_until(lambda: gate.models().get("mine", {}).get("state") == "ready", "the engine is ready")
         for _ in range(8):  # connections of their own, so from any worker
             body = {"model": "mine", "messages": [{"role": "user", "content": "hi"}]}
-            wait_until(lambda: "mine" in gate.models(), 10, "every worker knows it")
-            answer = httpx.post(f"{gate.v1}/chat/completions", json=body, timeout=30, trust_env=False)
+            wait_until(lambda: "mine" in gate.models(), "every worker knows it")
+            answer = httpx.post(f"{gate.v1}/chat/completions", json=body, timeout=PATIENCE, trust_env=False)
             assert (answer.status_code, answer.json()["model"]) == (200, "mine")
         engine = int((folder / "pid").read_text())
         limits = [resource.prlimit(one, resource.RLIMIT_NOFILE)[0] for one in (pid, *_children(pid), engine)]
         log = gate.log_text()
         os.kill(pid, signal.SIGINT)
-        gate.process.wait(20)
-        wait_until(lambda: not Path(f"/proc/{engine}").exists(), 20, "Ctrl-C has ended the engine as well")
+        gate.process.wait(PATIENCE)
+        wait_until(lambda: not Path(f"/proc/{engine}").exists(), "Ctrl-C has ended the engine as well")
     finally:
         gate.stop()
     assert log.count("Started the launcher") == 1

@@ -14,6 +14,7 @@ from proxy import gate as gate_module
 from proxy.errors import ApiError
 from proxy.gate import LeaseGate
 from proxy.launcher_client import LauncherError
+from tests.engines.process import PATIENCE
 
 Event = dict[str, Any]
 
@@ -96,7 +97,7 @@ async def test_whatever_happens(seed: int, monkeypatch: pytest.MonkeyPatch) -> N
         await world.pause()
         if world.dice.random() < 0.3:
             task.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         results = await asyncio.gather(*tasks, return_exceptions=True)
         while world.gate.busy:
             await asyncio.sleep(0)

@@ -16,7 +16,7 @@ from proxy.engine_answers import ModelInfo, Probe
 from proxy.health import EAGER, EAGER_PROBES, HealthLoop
 from proxy.registry import Registry
 from proxy.settings import load_settings
-from tests.proxy.harness import engine, gateway, until
+from tests.proxy.harness import PATIENCE, engine, gateway, until
 
 READY = Probe("ready", "vllm", models=(ModelInfo("m"),))
 DOWN = Probe("down", "vllm", detail="connection refused")
@@ -93,9 +93,9 @@ async def test_a_slow_engine_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> N
         await until(lambda: registry.backends["quick"].state == "ready")
 
         assert registry.backends["slow"].state == "unknown"
-        await asyncio.wait_for(made.first_round(0.05), 1)
+        await asyncio.wait_for(made.first_round(0.05), PATIENCE)
         hold.set()
-        await made.first_round(5)
+        await made.first_round(PATIENCE)
         assert registry.backends["slow"].state == "ready"
 
 
@@ -148,7 +148,7 @@ async def test_how_often(
     async with loop(backends=backends("b", kind=kind)) as (made, _):
         monkeypatch.setattr(health.asyncio, "sleep", sleep)
         made.start()
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), PATIENCE)
         monkeypatch.undo()
 
     assert slept == waits
@@ -158,7 +158,7 @@ async def test_what_is_forgotten_is_not_asked(monkeypatch: pytest.MonkeyPatch) -
     asked = probing(monkeypatch, lambda _: READY)
     async with loop(backends=backends("a", "b"), health={"interval": 0.01}) as (made, _):
         made.start()
-        await made.first_round(5)
+        await made.first_round(PATIENCE)
         made.forget("a")
         made.forget("nobody")
         before = len([one for one in asked if "//a." in one[0]])

@@ -18,7 +18,7 @@ import pytest
 from proxy import gate as gate_module
 from proxy.engine_rows import Row, Unreachable, reachable
 from proxy.launcher_client import Address
-from tests.proxy.harness import Got, Line, Running, engine, gateway, sse, until
+from tests.proxy.harness import PATIENCE, Got, Line, Running, engine, gateway, sse, until
 from tests.proxy.scripted_launcher import Launcher, Stream, launcher, row
 
 CHAT = {"model": "coder", "messages": [{"role": "user", "content": "hi"}]}
@@ -29,8 +29,16 @@ CHUNK = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "LEASE_IDLE", 0.1)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lease goes back by the clock, nor is a launcher late with its news, but where a test is about that."""
+    monkeypatch.setattr(gate_module, "LEASE_IDLE", PATIENCE)
+    monkeypatch.setattr(gate_module, "DOUBT", PATIENCE)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, a lease that isn't used goes back at once."""
+    return lambda: monkeypatch.setattr(gate_module, "LEASE_IDLE", 0.01)
 
 
 async def answer(got: Got, line: Line) -> None:
@@ -159,7 +167,7 @@ async def test_who_gives_up_ends_the_waiting_when_it_is_the_last(tmp_path: Path)
         await gate.logged(1)
         assert not lease.closed.is_set(), "another one waits"
         second.cancel()
-        await asyncio.wait_for(lease.closed.wait(), 2)
+        await asyncio.wait_for(lease.closed.wait(), PATIENCE)
 
         assert [line["status"] for line in await gate.logged(2)] == [499, 499]
         assert len(there.leases) == 1
@@ -168,10 +176,12 @@ async def test_who_gives_up_ends_the_waiting_when_it_is_the_last(tmp_path: Path)
 async def test_a_plain_request_waits_for_so_long(tmp_path: Path) -> None:
     settings = HASTY | {"launcher": {"wait": 0.2}}
     async with launcher(tmp_path, row()) as there, gateway(settings, launchers=[there.address]) as gate:
-        asking = ask(gate)
-        lease = await there.lease()
-        lease.say("phase", state="starting", phase="warming up", progress=None)
-        reply = await asking
+        async with streamed(gate) as (_, pieces):  # it waits longer, and tells when the news is there
+            lease = await there.lease()
+            lease.say("phase", state="starting", phase="warming up", progress=None)
+            while "warming up" not in await anext(pieces):
+                pass
+            reply = await ask(gate)
 
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "5")
         error = reply.json()["error"]
@@ -179,7 +189,7 @@ async def test_a_plain_request_waits_for_so_long(tmp_path: Path) -> None:
         assert error["message"] == (
             "The model isn't there after 0.2 s (starting 'coder': warming up). Try again in a moment."
         )
-        await asyncio.wait_for(lease.closed.wait(), 2)
+        await asyncio.wait_for(lease.closed.wait(), PATIENCE)
 
 
 async def test_a_stream_waits_longer(tmp_path: Path) -> None:
@@ -271,23 +281,27 @@ async def test_no_engine_is_started_for_what_its_kind_cannot_do(
 # -- leases ------------------------------------------------------------------------------------------------------
 
 
-async def test_one_lease_for_requests_in_a_row_and_none_when_idle(tmp_path: Path) -> None:
+async def test_one_lease_for_requests_in_a_row_and_none_when_idle(tmp_path: Path, soon: Callable[[], None]) -> None:
     async with (
         engine(answer) as upstream,
         launcher(tmp_path, row()) as there,
         gateway({}, launchers=[there.address]) as gate,
     ):
         serving(there, lambda: upstream.root)
+        backend = gate.gateway.registry.backends["coder"]
         for _ in range(5):
             assert (await ask(gate)).status_code == 200
         assert len(there.leases) == 1
-        await asyncio.wait_for(there.leases[0].closed.wait(), 2)
+        soon()
+        backend.gate._wake()  # type: ignore[union-attr]  # as its timer will
+        await asyncio.wait_for(there.leases[0].closed.wait(), PATIENCE)
         assert (await ask(gate)).status_code == 200
         assert len(there.leases) == 2
 
 
-async def test_a_lease_is_held_as_long_as_a_request_is_under_way(tmp_path: Path) -> None:
+async def test_a_lease_is_held_as_long_as_a_request_is_under_way(tmp_path: Path, soon: Callable[[], None]) -> None:
     held = Held()
+    soon()
     async with (
         engine(held) as upstream,
         launcher(tmp_path, row()) as there,
@@ -296,11 +310,12 @@ async def test_a_lease_is_held_as_long_as_a_request_is_under_way(tmp_path: Path)
     ):
         there.ready(await there.lease(), upstream.root)
         await begun(pieces)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(there.leases[0].closed.wait(), 4 * gate_module.LEASE_IDLE)
+        for _ in range(4):  # comments, each of which takes longer than an unused lease has
+            await anext(pieces)
+        assert not there.leases[0].closed.is_set()
         held.go.set()
         assert "[DONE]" in "".join([piece async for piece in pieces])
-        await asyncio.wait_for(there.leases[0].closed.wait(), 2)
+        await asyncio.wait_for(there.leases[0].closed.wait(), PATIENCE)
 
 
 async def test_a_lease_that_is_asked_back_is_given_back_when_what_is_under_way_has_ended(tmp_path: Path) -> None:
@@ -332,8 +347,7 @@ async def test_a_lease_that_is_asked_back_is_given_back_when_what_is_under_way_h
         assert (await late).status_code == 200
 
 
-async def test_a_lease_that_nobody_uses_is_given_back_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "LEASE_IDLE", 60.0)
+async def test_a_lease_that_nobody_uses_is_given_back_at_once(tmp_path: Path) -> None:
     async with (
         engine(answer) as upstream,
         launcher(tmp_path, row()) as there,
@@ -343,7 +357,7 @@ async def test_a_lease_that_nobody_uses_is_given_back_at_once(tmp_path: Path, mo
         await ask(gate)
         assert there.held == there.leases
         there.leases[0].say("yield", reason="memory")
-        await asyncio.wait_for(there.leases[0].closed.wait(), 2)
+        await asyncio.wait_for(there.leases[0].closed.wait(), PATIENCE)
         assert (await ask(gate)).status_code == 200
         assert len(there.leases) == 2
 
@@ -370,12 +384,8 @@ async def test_an_engine_that_is_gone_is_asked_for_anew_and_found_elsewhere(tmp_
         await until(lambda: state(gate) == "ready")
 
 
-async def test_an_engine_that_dies_this_moment_costs_no_request(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_engine_that_dies_this_moment_costs_no_request(tmp_path: Path) -> None:
     """The gateway finds nobody at its address before the launcher has told."""
-    monkeypatch.setattr(gate_module, "LEASE_IDLE", 60.0)
-    monkeypatch.setattr(gate_module, "DOUBT", 60.0)
 
     async def last(_: Got, line: Line) -> None:
         await line.reply(200, REPLY, connection="close")
@@ -402,7 +412,8 @@ async def test_an_engine_that_dies_this_moment_costs_no_request(
         assert len(second.got) == 1
 
 
-async def test_an_engine_that_nobody_can_reach_although_it_is_ready(tmp_path: Path) -> None:
+async def test_an_engine_that_nobody_can_reach_although_it_is_ready(tmp_path: Path, soon: Callable[[], None]) -> None:
+    soon()
     async with (
         engine(answer) as upstream,
         launcher(tmp_path, row()) as there,
@@ -416,8 +427,9 @@ async def test_an_engine_that_nobody_can_reach_although_it_is_ready(tmp_path: Pa
         assert len(there.leases) == 2, "asked for once more, and no oftener"
 
 
-async def test_a_removed_engine_lets_what_is_under_way_end(tmp_path: Path) -> None:
+async def test_a_removed_engine_lets_what_is_under_way_end(tmp_path: Path, soon: Callable[[], None]) -> None:
     held = Held()
+    soon()
     async with (
         engine(held) as upstream,
         launcher(tmp_path, row()) as there,
@@ -687,15 +699,18 @@ async def test_a_ready_engine_is_there_when_serving_begins(tmp_path: Path) -> No
 async def test_a_stopped_engine_is_not_asked(tmp_path: Path) -> None:
     async with (
         engine(answer, models=("coder",)) as upstream,
+        engine() as clock,
         launcher(tmp_path, row("coder", "ready", base_url=upstream.root)) as there,
-        gateway(HASTY, launchers=[there.address]) as gate,
+        gateway(
+            HASTY | {"backends": {"clock": {"base_url": clock.root, "kind": "vllm"}}}, launchers=[there.address]
+        ) as gate,
     ):
         there.tell("coder", "stopped")
         await until(lambda: state(gate) == "launchable")
-        before = upstream.connections
-        await asyncio.sleep(0.3)  # three intervals of probes
+        before, then = upstream.looks, clock.looks
+        await until(lambda: clock.looks >= then + 6)
 
-        assert upstream.connections == before
+        assert upstream.looks == before
         assert state(gate) == "launchable"
 
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from proxy import launcher_client
 from proxy.launcher_client import Address, LauncherClient, LauncherError
-from tests.proxy.harness import until
+from tests.proxy.harness import PATIENCE, until
 from tests.proxy.scripted_launcher import Launcher, launcher, row
 
 
@@ -100,7 +100,7 @@ async def test_closing_the_events_closes_the_request(tmp_path: Path) -> None:
             lease.say("phase", state="starting", phase="loading weights", progress=0.5)
             assert (await reading)["progress"] == 0.5
             assert not lease.closed.is_set()
-        await asyncio.wait_for(lease.closed.wait(), 2)
+        await asyncio.wait_for(lease.closed.wait(), PATIENCE)
 
 
 async def test_cancelling_the_reader_closes_the_request(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ async def test_cancelling_the_reader_closes_the_request(tmp_path: Path) -> None:
         reading = asyncio.ensure_future(read())
         lease = await there.lease()
         reading.cancel()
-        await asyncio.wait_for(lease.closed.wait(), 2)
+        await asyncio.wait_for(lease.closed.wait(), PATIENCE)
         await asyncio.gather(reading, return_exceptions=True)
 
 
@@ -162,9 +162,9 @@ async def test_it_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Not even a ping: it hangs, or its host is gone without a word."""
     monkeypatch.setattr(launcher_client, "SILENCE", 0.05)
     async with launcher(tmp_path, row("a")) as there, client(there.address) as one, aclosing(one.events()) as events:
-        await anext(events)
         with pytest.raises(LauncherError, match=r"Launcher 'here' at .* has fallen silent\."):
-            await anext(events)
+            async for _ in events:
+                pass
 
 
 async def test_its_own_words(tmp_path: Path) -> None:

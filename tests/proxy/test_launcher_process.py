@@ -33,11 +33,10 @@ from proxy.launcher_process import (
     tell_to_end,
 )
 from proxy.settings import LauncherSettings
-from tests.engines.process import answers, free_port, wait_until
+from tests.engines.process import PATIENCE, answers, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = "engines: {mine: {kind: command, command: 'false {port}'}}\n"
-SECONDS = 20.0
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ def test_it_is_started_once_and_then_told_to_read_its_settings_anew(place: Home,
     tell_to_end(there)
     await_end(there)
     assert not listens(there)
-    wait_until(lambda: not alive(first["pid"]), SECONDS, "it has ended, and is no zombie")
+    wait_until(lambda: not alive(first["pid"]), "it has ended, and is no zombie")
 
 
 def test_settings_that_have_become_wrong_change_nothing(place: Home, asked: Asked) -> None:
@@ -126,7 +125,7 @@ def test_a_launcher_that_never_answers_is_not_left_behind(
     monkeypatch.setattr(launcher_process, "PATIENCE", 1.0)
     with pytest.raises(LauncherError, match=r"did not answer within 1 s\. It said nothing"):
         ensure(place, address(place, LauncherSettings()), asked.source())
-    wait_until(lambda: not alive(int(pids.read_text())), SECONDS, "it was ended")
+    wait_until(lambda: not alive(int(pids.read_text())), "it was ended")
 
 
 def test_a_folder_that_cannot_be_made(folder: Path) -> None:
@@ -190,9 +189,9 @@ def serve(folder: Path, port: int) -> subprocess.Popen[str]:
 def ended(process: subprocess.Popen[str], how: signal.Signals, port: int) -> str:
     """What it said, from its start until a signal ended it."""
     try:
-        wait_until(answers(f"http://127.0.0.1:{port}/livez"), SECONDS, "it serves")
+        wait_until(answers(f"http://127.0.0.1:{port}/livez"), "it serves")
         process.send_signal(how)
-        _, err = process.communicate(timeout=SECONDS)
+        _, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()
@@ -212,7 +211,7 @@ def test_the_launcher_outlives_the_gateway_but_not_ctrl_c(folder: Path) -> None:
     assert second.startswith(f"The launcher that runs already (pid {pid}) read the settings anew.\n")
     assert second.endswith(f"Stopping the launcher (pid {pid}) and its engines.\n")
     assert not listens(there)
-    wait_until(lambda: not alive(pid), SECONDS, "it has ended")
+    wait_until(lambda: not alive(pid), "it has ended")
 
 
 def test_without_engines_there_is_no_launcher(folder: Path) -> None:

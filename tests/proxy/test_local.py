@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.engines import process
 from tests.proxy.harness import Engine, Running, engine, gateway, until
 
 QUICK: dict[str, Any] = {
@@ -32,8 +33,7 @@ def usual(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+    return process.free_port()
 
 
 def names(gate: Running) -> dict[str, str]:

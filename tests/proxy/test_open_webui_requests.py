@@ -260,7 +260,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "launchers.demo", "--port", str(port), "--delay-ms", "0"]
     log = tmp_path_factory.mktemp("demo") / "demo.log"
     with ServerProcess(command, port=port, log=log, cwd=Path(__file__).parents[2]) as process:
-        yield process.wait_ready(answers(f"{process.base_url}/health"), 10).base_url
+        yield process.wait_ready(answers(f"{process.base_url}/health")).base_url
 
 
 @pytest.fixture

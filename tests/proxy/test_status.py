@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.engine_answers import ModelInfo, Probe
 from proxy.launcher_client import Address
-from tests.proxy.harness import Got, Line, Running, engine, gateway, one_backend, until
+from tests.proxy.harness import PATIENCE, Got, Line, Running, engine, gateway, one_backend, until
 from tests.proxy.scripted_launcher import launcher, row
 
 CHAT = {"model": "pub", "messages": []}
@@ -128,8 +128,8 @@ async def test_models_never_wait_for_an_engine() -> None:
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     root = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        async with gateway({"backends": {"b": {"base_url": root, "model": "m"}}}) as gate:
-            reply = await asyncio.wait_for(gate.client.get("/v1/models"), 2)
+        async with gateway({"backends": {"b": {"base_url": root, "model": "m"}}}, first_round=0) as gate:
+            reply = await asyncio.wait_for(gate.client.get("/v1/models"), PATIENCE)
 
             assert [one["state"] for one in reply.json()["data"]] == ["unknown"]
             hold.set()
@@ -242,8 +242,9 @@ async def test_metrics_after_some_requests() -> None:
         await gate.client.post("/v1/chat/completions", json=CHAT | {"seed": 1})
         for name in ("a", "b", 'c\n"\\'):
             await gate.client.post("/v1/chat/completions", json=CHAT | {"model": name})
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(gate.client.post("/v1/chat/completions", json=CHAT | {"seed": 2}), 0.1)
+        leaving = asyncio.ensure_future(gate.client.post("/v1/chat/completions", json=CHAT | {"seed": 2}))
+        await until(lambda: any(got.json.get("seed") == 2 for got in upstream.got))
+        leaving.cancel()
         await until(lambda: any(line["status"] == 499 for line in gate.log))
         found = await scrape(gate)
 

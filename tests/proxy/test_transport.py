@@ -13,7 +13,7 @@ import pytest
 from proxy.connection import ConnectFailed, ConnectionLost, UpstreamTimeout
 from proxy.exchange import Exchange
 from proxy.transport import IDLE_CONNECTIONS, Connections, Limits, Origin, Transport
-from tests.proxy.harness import until
+from tests.proxy.harness import PATIENCE, until
 
 REQUEST = b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
@@ -200,7 +200,7 @@ async def test_giving_up_closes_the_connection_at_once() -> None:
         exchange.send(REQUEST, made.kept(origin) or await made.connect(origin))
         exchange.close()
 
-        await asyncio.wait_for(closed.wait(), 5)
+        await asyncio.wait_for(closed.wait(), PATIENCE)
         assert made.open_to(origin) == 0
 
 

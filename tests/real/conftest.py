@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.engines.gateway import Gateway
-from tests.engines.process import ServerProcess
+from tests.engines.process import PATIENCE, ServerProcess
 from tests.real.support import ALIAS, CHAT, EMBED, PUBLIC, RERANK
 
 CONFIG = """
@@ -36,11 +36,11 @@ def served(
 
 @pytest.fixture
 def sdk(served: Gateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=served.v1, api_key="unused", max_retries=0, timeout=30) as client:
+    with openai.OpenAI(base_url=served.v1, api_key="unused", max_retries=0, timeout=PATIENCE) as client:
         yield client
 
 
 @pytest.fixture
 async def async_sdk(served: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=served.v1, api_key="unused", max_retries=0, timeout=30) as client:
+    async with openai.AsyncOpenAI(base_url=served.v1, api_key="unused", max_retries=0, timeout=PATIENCE) as client:
         yield client

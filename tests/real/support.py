@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from tests.engines.gateway import Gateway
-from tests.engines.process import ServerProcess, wait_until
+from tests.engines.process import PATIENCE, ServerProcess, wait_until
 from tests.engines.speech import FOREVER_WORD, TEXT, TOOL_NAME
 
 PUBLIC = "team/tiny:1"  # the chat model's public name; its engine calls it tiny-chat
@@ -40,11 +40,13 @@ def one_engine(root: str, more: str = "") -> str:
 
 def post(base_url: str, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.post(f"{base_url}{path}", json=body, headers=named, timeout=30, trust_env=False)
+    return httpx.post(f"{base_url}{path}", json=body, headers=named, timeout=PATIENCE, trust_env=False)
 
 
 def get(url: str, **headers: str) -> httpx.Response:
-    return httpx.get(url, headers={k.replace("_", "-"): v for k, v in headers.items()}, timeout=10, trust_env=False)
+    return httpx.get(
+        url, headers={k.replace("_", "-"): v for k, v in headers.items()}, timeout=PATIENCE, trust_env=False
+    )
 
 
 def refusal(response: Any) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def access_lines(gateway: Gateway, path: str, count: int = 1) -> list[dict[str, 
         found = [json.loads(line) for line in gateway.log_text().splitlines() if line.startswith('{"time"')]
         return [line for line in found if line["path"] == path]
 
-    wait_until(lambda: len(lines()) >= count, 5, f"{count} access lines of {path}")
+    wait_until(lambda: len(lines()) >= count, f"{count} access lines of {path}")
     return lines()
 
 

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.engines.gateway import Gateway
-from tests.engines.process import ServerProcess
+from tests.engines.process import PATIENCE, ServerProcess
 from tests.engines.speech import TEXT, TOOL_ARGUMENTS, TOOL_NAME
 from tests.real.support import (
     ALIAS,
@@ -29,7 +29,7 @@ from tests.real.support import (
 
 @pytest.fixture
 def claude(served: Gateway) -> Any:
-    with anthropic.Anthropic(base_url=served.base_url, api_key="unused", max_retries=0, timeout=30) as client:
+    with anthropic.Anthropic(base_url=served.base_url, api_key="unused", max_retries=0, timeout=PATIENCE) as client:
         yield client
 
 
@@ -185,7 +185,7 @@ def test_health(served: Gateway) -> None:
 
 def test_metrics_count_tokens(served: Gateway) -> None:
     def completion_tokens() -> float:
-        lines = httpx.get(f"{served.base_url}/metrics", trust_env=False).text.splitlines()
+        lines = httpx.get(f"{served.base_url}/metrics", timeout=PATIENCE, trust_env=False).text.splitlines()
         told = [line for line in lines if "tokens_total{" in line and "completion" in line and f'"{PUBLIC}"' in line]
         return sum(float(line.rpartition(" ")[2]) for line in told if 'endpoint="chat"' in line)
 

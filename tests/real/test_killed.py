@@ -11,7 +11,7 @@ import pytest
 
 from tests.engines.fixtures import StartLlamaServer
 from tests.engines.gateway import Gateway
-from tests.engines.process import ServerProcess, wait_until
+from tests.engines.process import PATIENCE, ServerProcess, wait_until
 from tests.engines.speech import TEXT
 from tests.real.support import CHAT, ENDLESS, HI, MANY, access_lines, generating, get, one_engine, post, refusal, row
 
@@ -20,7 +20,7 @@ PATH = "/v1/chat/completions"
 
 def kill(engine: ServerProcess) -> None:
     os.kill(engine.pid, signal.SIGKILL)
-    engine.wait(5)
+    engine.wait(PATIENCE)
 
 
 def test_killed_in_a_stream_and_started_again(
@@ -28,7 +28,7 @@ def test_killed_in_a_stream_and_started_again(
 ) -> None:
     engine = start_llama("--alias", CHAT)
     gateway = start_gateway(one_engine(engine.base_url, "health: {interval: 0.5, down_after: 2}")).wait_models(CHAT)
-    with openai.OpenAI(base_url=gateway.v1, api_key="unused", max_retries=0, timeout=30) as client:
+    with openai.OpenAI(base_url=gateway.v1, api_key="unused", max_retries=0, timeout=PATIENCE) as client:
         stream = client.chat.completions.create(model=CHAT, messages=ENDLESS, max_tokens=MANY, stream=True)
         for _, _chunk in zip(range(5), stream, strict=False):
             pass
@@ -49,14 +49,14 @@ def test_killed_in_a_stream_and_started_again(
             assert "'only' can't be reached" in told["message"]
             assert "running" in told["message"]
             assert refused.value.response.headers["retry-after"] == "5"
-        wait_until(lambda: row(gateway)["state"] == "down", 10, "the probe sees it too")
+        wait_until(lambda: row(gateway)["state"] == "down", "the probe sees it too")
         assert gateway.models()[CHAT]["state"] == "down"
         assert get(f"{gateway.base_url}/readyz").status_code == 503
 
         start_llama("--alias", CHAT, port=engine.port)
         answer = client.chat.completions.create(model=CHAT, messages=HI)  # without waiting for a probe
         assert answer.choices[0].message.content == TEXT
-        wait_until(lambda: row(gateway)["state"] == "ready", 10, "the probe sees it again")
+        wait_until(lambda: row(gateway)["state"] == "ready", "the probe sees it again")
     (first, *_) = access_lines(gateway, PATH, 4)
     assert (first["status"], first["code"]) == (200, "upstream_incomplete")
     assert "Traceback" not in gateway.log_text()
@@ -67,9 +67,9 @@ def test_killed_in_a_plain_answer(start_llama: StartLlamaServer, start_gateway: 
     gateway = start_gateway(one_engine(engine.base_url)).wait_models(CHAT)
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(post, gateway.base_url, PATH, {"model": CHAT, "messages": ENDLESS, "max_tokens": MANY})
-        wait_until(generating(engine), 10, "the engine generates")
+        wait_until(generating(engine), "the engine generates")
         kill(engine)
-        refused = asked.result(10)
+        refused = asked.result(PATIENCE)
     told = refusal(refused)
     assert (refused.status_code, told["code"]) == (502, "upstream_incomplete")
     assert "'only' broke off" in told["message"]

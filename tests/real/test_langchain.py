@@ -9,7 +9,7 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import SecretStr
 
 from tests.engines.gateway import Gateway
-from tests.engines.process import ServerProcess
+from tests.engines.process import PATIENCE, ServerProcess
 from tests.engines.speech import TEXT, TOOL_NAME
 from tests.real.support import EMBED, HI_TOKENS, PUBLIC, SAID, TOOL, WORDS
 from tests.real.test_apis import close, straight
@@ -19,7 +19,7 @@ KEY = SecretStr("unused")
 
 @pytest.fixture
 def model(served: Gateway) -> ChatOpenAI:
-    return ChatOpenAI(model=PUBLIC, base_url=served.v1, api_key=KEY, max_retries=0, timeout=30)
+    return ChatOpenAI(model=PUBLIC, base_url=served.v1, api_key=KEY, max_retries=0, timeout=PATIENCE)
 
 
 def test_invoke(model: ChatOpenAI) -> None:
@@ -37,7 +37,9 @@ async def test_ainvoke_with_a_limit(model: ChatOpenAI) -> None:
 
 
 def test_stream_with_usage(served: Gateway) -> None:
-    model = ChatOpenAI(model=PUBLIC, base_url=served.v1, api_key=KEY, max_retries=0, timeout=30, stream_usage=True)
+    model = ChatOpenAI(
+        model=PUBLIC, base_url=served.v1, api_key=KEY, max_retries=0, timeout=PATIENCE, stream_usage=True
+    )
     chunks = list(model.stream("hi"))
     assert [chunk.content for chunk in chunks if chunk.content] == list(WORDS)
     usages = [chunk.usage_metadata for chunk in chunks if isinstance(chunk, AIMessageChunk) and chunk.usage_metadata]

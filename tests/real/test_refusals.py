@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from tests.engines.gateway import Gateway
-from tests.engines.process import ServerProcess
+from tests.engines.process import PATIENCE, ServerProcess
 from tests.engines.speech import TEXT
 from tests.real.support import (
     ALIAS,
@@ -82,7 +82,7 @@ def test_wrong_value(sdk: openai.OpenAI, wrong: dict[str, Any], stream: bool) ->
 
 def test_bodies_that_are_no_request(served: Gateway) -> None:
     def send(body: bytes) -> dict[str, Any]:
-        answer = httpx.post(f"{served.v1}/chat/completions", content=body, trust_env=False)
+        answer = httpx.post(f"{served.v1}/chat/completions", content=body, timeout=PATIENCE, trust_env=False)
         assert answer.status_code == 400
         return refusal(answer)
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.engines.fixtures import StartLlamaServer
 from tests.engines.gateway import Gateway
-from tests.engines.process import ServerProcess, wait_until
+from tests.engines.process import PATIENCE, ServerProcess, wait_until
 from tests.engines.speech import TEXT
 from tests.real.support import CHAT, ENDLESS, HI, MANY, access_lines, busy, generating, post
 
@@ -28,10 +28,10 @@ def gateway(pair: dict[str, ServerProcess], start_gateway: Callable[..., Gateway
 def test_the_idle_one_is_asked(gateway: Gateway, pair: dict[str, ServerProcess]) -> None:
     assert gateway.models()[CHAT]["backends"] == ["left", "right"]
     endless = {"model": CHAT, "messages": ENDLESS, "max_tokens": MANY, "stream": True}
-    with httpx.stream("POST", f"{gateway.base_url}{PATH}", json=endless, timeout=30, trust_env=False) as running:
+    with httpx.stream("POST", f"{gateway.base_url}{PATH}", json=endless, timeout=PATIENCE, trust_env=False) as running:
         pieces = running.iter_bytes()  # kept: without it the answer is closed
         next(pieces)
-        wait_until(lambda: any(generating(engine)() for engine in pair.values()), 10, "one of them generates")
+        wait_until(lambda: any(generating(engine)() for engine in pair.values()), "one of them generates")
         (taken,) = [name for name, engine in pair.items() if busy(engine)]
         for _ in range(4):
             answer = post(gateway.base_url, PATH, {"model": CHAT, "messages": HI})

@@ -26,13 +26,12 @@ import yaml
 from proxy.discovery import LOCAL_PORTS
 from tests.engines.fixtures import StartLlamaServer
 from tests.engines.gateway import Gateway
-from tests.engines.process import HOST, ServerProcess, wait_until
+from tests.engines.process import HOST, PATIENCE, ServerProcess, wait_until
 from tests.engines.speech import TEXT
 from tests.real.support import CHAT, HI, get
 
 pytestmark = pytest.mark.slow
 
-START = 15  # seconds at most, on a busy machine
 LISTENS = re.compile(r"illm is listening on (http://127\.0\.0\.1:(\d+))/v1")
 
 StartBare = Callable[..., ServerProcess]
@@ -77,7 +76,7 @@ def start_bare(tmp_path: Path) -> Iterator[StartBare]:
             folder.mkdir(exist_ok=True)
             process = ServerProcess(command(*words), port=0, log=tmp_path / "illm.log", cwd=folder)
             running.enter_context(process)
-            process.wait_ready(lambda: LISTENS.search(process.log_text()) is not None, START)
+            process.wait_ready(lambda: LISTENS.search(process.log_text()) is not None)
             found = LISTENS.search(process.log_text())
             assert found
             process.base_url, process.port = found[1], int(found[2])
@@ -91,7 +90,7 @@ def models(process: ServerProcess) -> list[str]:
 
 
 def ask(process: ServerProcess, **how: Any) -> Any:
-    with openai.OpenAI(base_url=f"{process.base_url}/v1", api_key="unused", max_retries=0, timeout=20) as client:
+    with openai.OpenAI(base_url=f"{process.base_url}/v1", api_key="unused", max_retries=0, timeout=PATIENCE) as client:
         (name,) = [model.id for model in client.models.list()]
         answer = client.chat.completions.create(model=name, messages=HI, **how)
         return "".join(c.choices[0].delta.content or "" for c in answer if c.choices) if how else answer
@@ -108,11 +107,11 @@ def run_curl(line: str) -> str:
     """What the command prints; on a machine without curl the same request is sent by hand."""
     if shutil.which("curl") is not None:
         words = ["sh", "-c", f"{line} -sS --noproxy '*'"]
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
     program, url, header, named, data, body = shlex.split(line)
     assert (program, header, data) == ("curl", "-H", "-d")
     name, _, value = named.partition(": ")
-    return httpx.post(url, content=body, headers={name: value}, timeout=20, trust_env=False).text
+    return httpx.post(url, content=body, headers={name: value}, timeout=PATIENCE, trust_env=False).text
 
 
 def printed_yaml(log: str) -> Any:
@@ -140,7 +139,7 @@ def test_the_demo_engine_until_a_real_one_comes(start_bare: StartBare, start_lla
     assert copied["usage"]["total_tokens"] > 0
 
     engine = start_llama("--alias", CHAT, port=8080)
-    wait_until(lambda: models(illm) == [CHAT], 15, "the engine appears and the demo goes")
+    wait_until(lambda: models(illm) == [CHAT], "the engine appears and the demo goes")
     assert ask(illm).choices[0].message.content == TEXT
     (row,) = get(f"{illm.base_url}/healthz").json()["backends"]
     assert (row["name"], row["kind"], row["state"]) == ("llamacpp", "llamacpp", "ready")
@@ -168,7 +167,7 @@ def test_a_chosen_port_that_is_taken(
     ports = {llama_server.port: "llama.cpp", served.process.port: "another illm", mute_program: "another program"}
     for port, who in ports.items():
         chosen = command("--port", str(port))
-        ended = subprocess.run(chosen, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=START)
+        ended = subprocess.run(chosen, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=PATIENCE)
         assert ended.returncode == 2
         assert ended.stdout == ""
         (line,) = ended.stderr.splitlines()
@@ -188,7 +187,7 @@ def test_settings_that_are_wrong(tmp_path: Path) -> None:
     wrong = tmp_path / "illm.yaml"
     wrong.write_text("server:\n  prot: 9000\n")
     ended = subprocess.run(
-        command("--config", str(wrong)), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=START
+        command("--config", str(wrong)), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
@@ -199,7 +198,7 @@ def test_defaults_from_the_environment(start_gateway: Callable[..., Gateway], ll
     defaults = {"ILLM_MAX_TOKENS": "3", "ILLM_TEMPERATURE": "0.5", "ILLM_TOP_K": "7", "ILLM_REPETITION_PENALTY": "1.25"}
     env = {"ILLM_LLAMACPP_BASE_URL": llama_server.base_url, **defaults}
     gateway = start_gateway("", env=env).wait_models(CHAT)
-    with openai.OpenAI(base_url=gateway.v1, api_key="unused", max_retries=0, timeout=20) as client:
+    with openai.OpenAI(base_url=gateway.v1, api_key="unused", max_retries=0, timeout=PATIENCE) as client:
 
         def engine_got(**more: Any) -> tuple[Any, ...]:
             answer = client.chat.completions.create(model=CHAT, messages=HI, extra_body={"verbose": True} | more)

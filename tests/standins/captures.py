@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.engines.process import PATIENCE
+
 ANSWERS = Path(__file__).parent / "answers"
 _CUT = ("…", "\n...")
 _FRAME = re.compile(r"^[0-9A-Fa-f]{1,5}\r?$")
@@ -108,7 +110,7 @@ def surveys(folder: str) -> Iterator[Captured]:
 def post(base_url: str, captured: Captured, headers: Mapping[str, str]) -> Answer:
     """The stand-in's answer to the captured request; blocks."""
     split = urlsplit(base_url)
-    connection = HTTPConnection(str(split.hostname), split.port, timeout=20)
+    connection = HTTPConnection(str(split.hostname), split.port, timeout=PATIENCE)
     sent = {**headers, **captured.request_headers}
     connection.putrequest(captured.method, captured.path, skip_host="Host" in sent)
     for name, value in sent.items():

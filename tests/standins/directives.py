@@ -13,6 +13,7 @@ A prompt may carry one directive as JSON, `@@{"text": "Hi", "fail_at": 1, "fail"
     reset_at      after that many tokens the connection is reset (RST)
     garbage_at    after that many tokens a broken line is sent and the stream goes on; a whole reply is broken JSON
     exit_at       after that many tokens the whole program dies
+    held          true: what it does after so many tokens it does when POST /_standin/release was asked
     pieces        body bytes in each HTTP chunk, so that reads split anywhere
     answer        {"status", "body", "type"}: this raw answer at once, as a proxy in front of the engine would give it
 
@@ -59,6 +60,7 @@ class Directive:
     reset_at: int | None = None
     garbage_at: int | None = None
     exit_at: int | None = None
+    held: bool = False
     pieces: int | None = None
     answer: dict[str, Any] | None = None
 
@@ -111,6 +113,9 @@ async def paced(
 
 
 async def _between(number: int, directive: Directive, exchange: Exchange, garbage: bytes) -> None:
+    faults = (directive.fail_at, directive.vanish_at, directive.garbage_at, directive.reset_at, directive.cut_at)
+    if directive.held and number in faults:
+        await exchange.released()
     if number == directive.fail_at:
         raise Failed(directive.fail)
     if number == directive.vanish_at:

@@ -39,6 +39,7 @@ class Settings:
 
     version: str = "0.33.0"
     load_delay: float = 0.0
+    load_gate: str = ""  # no model is loaded before there is such a file
     max_queue: int = 512
     num_parallel: int = 4
     token_delay: float = 0.0
@@ -52,7 +53,7 @@ class Settings:
 class Ollama:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.since = settings, settings.since
-        self.runners = Runners(settings.load_delay, settings.max_queue, settings.num_parallel)
+        self.runners = Runners(settings.load_delay, settings.load_gate, settings.max_queue, settings.num_parallel)
         self._routes: dict[tuple[str, str], Callable[[Exchange], Awaitable[None]]] = {
             ("GET", "/"): self._root,
             ("HEAD", "/"): self._root,

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.standins.ollama_go import Refused
 from tests.standins.ollama_models import Model
@@ -25,7 +26,8 @@ class Runner:
 
 
 class Runners:
-    def __init__(self, load_delay: float, max_queue: int, parallel: int) -> None:
+    def __init__(self, load_delay: float, load_gate: str, max_queue: int, parallel: int) -> None:
+        self._gate = Path(load_gate) if load_gate else None
         self._delay, self._max_queue, self._parallel = load_delay, max_queue, parallel
         self._loaded: dict[str, Runner] = {}
         self._places: dict[str, asyncio.Semaphore] = {}
@@ -65,6 +67,8 @@ class Runners:
         try:
             async with self._loading:
                 if not self._fits(model, state):
+                    while self._gate is not None and not self._gate.exists():
+                        await asyncio.sleep(0.01)
                     await asyncio.sleep(self._delay)
                     if model.breaks:
                         raise Refused(500, _ENDED)

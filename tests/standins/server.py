@@ -9,7 +9,8 @@ arrived and who left, and the control paths below; nothing of what TGI or Ollama
     GET  /_standin/running   [{id, path, tokens}] of the requests in work now
     POST /_standin/faults    {"directive": {...}, "path"?: "/api/chat", "times"?: 1}: for the next requests
     POST /_standin/health    {"up": false}: from now on the health route says so, where the real one has a way to
-    POST /_standin/reset     forgets requests, closed and faults
+    POST /_standin/release   lets a directive that is `held` go on
+    POST /_standin/reset     forgets requests, closed, faults and that release
 """
 
 import asyncio
@@ -38,6 +39,7 @@ class Journal:
     running: dict[int, "Exchange"] = field(default_factory=dict)
     faults: list[dict[str, Any]] = field(default_factory=list)
     healthy: bool = True
+    release: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take_fault(self, path: str) -> dict[str, Any] | None:
         for fault in self.faults:
@@ -103,6 +105,10 @@ class Exchange:
         await self._connection.send(b"0\r\n\r\n")
         self.done = True
 
+    async def released(self) -> None:
+        """Until whoever tests says so."""
+        await self._connection.journal.release.wait()
+
     async def garble(self, data: bytes) -> None:
         """Sends `data` into a running stream; a whole reply will be broken JSON."""
         if self.started:
@@ -124,7 +130,7 @@ class Exchange:
 
 class _Connection(asyncio.Protocol):
     def __init__(self, handle: Handler, journal: Journal) -> None:
-        self._handle, self._journal = handle, journal
+        self._handle, self.journal = handle, journal
         self._parser = httptools.HttpRequestParser(self)
         self._waiting: deque[Exchange] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -199,21 +205,21 @@ class _Connection(asyncio.Protocol):
 
     async def _one(self, exchange: Exchange) -> None:
         if exchange.path.startswith(CONTROL):
-            await _control(exchange, self._journal)
+            await _control(exchange, self.journal)
             return
-        _note(exchange, self._journal)
+        _note(exchange, self.journal)
         try:
             await self._handle(exchange)
         except asyncio.CancelledError:
             if not self._ours:
                 gone = {"tokens": exchange.tokens, "head_sent": exchange.started}
-                self._journal.closed.append({"id": exchange.id, "path": exchange.path, **gone})
+                self.journal.closed.append({"id": exchange.id, "path": exchange.path, **gone})
             raise
         except Exception:  # noqa: BLE001 - a stand-in's own mistake must be loud, whatever it is
             traceback.print_exc(file=sys.stderr)
             self.reset()
         finally:
-            self._journal.running.pop(exchange.id, None)
+            self.journal.running.pop(exchange.id, None)
 
 
 def _note(exchange: Exchange, journal: Journal) -> None:
@@ -242,7 +248,10 @@ async def _control(exchange: Exchange, journal: Journal) -> None:
         journal.faults.append(json.loads(exchange.body))
     elif name == "health":
         journal.healthy = json.loads(exchange.body)["up"]
+    elif name == "release":
+        journal.release.set()
     elif name == "reset":
+        journal.release.clear()
         journal.requests, journal.closed, journal.faults = [], [], []
     await exchange.reply(200, (("content-type", "application/json"),), json.dumps(answer).encode())
 

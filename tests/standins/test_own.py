@@ -3,12 +3,13 @@
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.engines.process import wait_until
+from tests.engines.process import PATIENCE, wait_until
 from tests.engines.speech import TEXT
 from tests.standins.support import ROOT, StandIn
 
@@ -37,11 +38,11 @@ def start(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def post(standin: StandIn, path: str, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(standin.base_url + path, json=body, timeout=10, trust_env=False)
+    return httpx.post(standin.base_url + path, json=body, timeout=PATIENCE, trust_env=False)
 
 
 def get(standin: StandIn, path: str) -> httpx.Response:
-    return httpx.get(standin.base_url + path, timeout=10, trust_env=False)
+    return httpx.get(standin.base_url + path, timeout=PATIENCE, trust_env=False)
 
 
 def test_tgi_dies_of_a_recursive_schema(start: Any) -> None:
@@ -49,7 +50,7 @@ def test_tgi_dies_of_a_recursive_schema(start: Any) -> None:
     grammar = {"type": "json", "value": RECURSIVE}
     with pytest.raises(httpx.TransportError):
         post(standin, "/generate", {"inputs": "x", "parameters": {"grammar": grammar}})
-    wait_until(lambda: standin.returncode is not None, 5, "it died")
+    wait_until(lambda: standin.returncode is not None, "it died")
     assert "stack overflow" in standin.log_text()
 
 
@@ -134,8 +135,9 @@ def test_very_old_ollama(start: Any) -> None:
     assert "capabilities" not in post(standin, "/api/show", {"model": "tiny"}).json()
 
 
-def test_ollama_loads_in_silence_and_its_queue_is_full(start: Any) -> None:
-    standin = start("ollama", "--load-delay", "0.4", "--max-queue", "1")
+def test_ollama_loads_in_silence_and_its_queue_is_full(start: Any, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    standin = start("ollama", "--load-delay", "0.4", "--load-gate", str(gate), "--max-queue", "1")
     answers: list[httpx.Response] = []
 
     def ask(model: str) -> None:
@@ -145,6 +147,8 @@ def test_ollama_loads_in_silence_and_its_queue_is_full(start: Any) -> None:
     threads = [threading.Thread(target=ask, args=(model,)) for model in ("tiny", "json", "helper")]
     for thread in threads:
         thread.start()
+    wait_until(lambda: len(standin.running()) == 2 and answers, "two wait, and one was turned away")
+    gate.touch()
     for thread in threads:
         thread.join()
     assert sorted(answer.status_code for answer in answers) == [200, 200, 503]

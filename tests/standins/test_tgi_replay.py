@@ -129,11 +129,11 @@ def test_same_answer_when_overloaded(name: str, routers: dict[str, StandIn]) -> 
     try:
         body = '{"inputs": "x @@{\\"text\\": \\"x\\", \\"stall_at\\": 0}@@"}'
         split.request("POST", "/generate", body, {**headers, "content-type": "application/json"})
-        wait_until(router.running, 5, "the one place is taken")
+        wait_until(router.running, "the one place is taken")
         answer = post(router.base_url, captured, headers)
     finally:
         split.close()
-    wait_until(lambda: not router.running(), 5, "the place is free again")
+    wait_until(lambda: not router.running(), "the place is free again")
     assert compared(captured, answer.status, answer.headers, answer.text, frozenset(ALWAYS)) == []
 
 

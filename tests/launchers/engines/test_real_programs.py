@@ -17,7 +17,7 @@ from launchers.engines.table import ENGINES, launch
 from launchers.spec import EngineSpec, Kind
 from tests.engines import install
 from tests.engines.models import Gguf
-from tests.engines.process import ServerProcess, answers, free_port
+from tests.engines.process import PATIENCE, ServerProcess, answers, free_port
 from tests.launchers.engines.specs import spec
 
 Start = Callable[[EngineSpec], ServerProcess]
@@ -59,7 +59,9 @@ def cached(name: str) -> Path:
 def test_every_option_is_known(kind: Kind, name: str, help_words: list[str], told: dict[str, object]) -> None:
     program = cached(name)
     env = {**os.environ, "COLUMNS": "300", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
-    said = subprocess.run([program, *help_words], env=env, capture_output=True, text=True, check=False, timeout=120)
+    said = subprocess.run(
+        [program, *help_words], env=env, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     known = set(re.findall(r"--[\w-]+", said.stdout + said.stderr))
     for model in ("org/model", "/m/a.gguf"):
         argv = launch(spec(kind, model, **told), Place("127.0.0.1", 9000)).argv
@@ -74,11 +76,11 @@ def test_llama_server_answers_by_its_public_name_and_wants_its_key(tiny_models: 
     ready = ENGINES["llamacpp"].ready(told)
     log = tmp_path / "log"
     with ServerProcess(command.argv, port=port, log=log, env=command.env) as server:
-        server.wait_ready(answers(f"{server.base_url}{ready.health}"), 60)
+        server.wait_ready(answers(f"{server.base_url}{ready.health}"))
         url = f"{server.base_url}{ready.models}"
-        listed = httpx.get(url, headers={"authorization": "Bearer SECRET"}, trust_env=False).json()
+        listed = httpx.get(url, headers={"authorization": "Bearer SECRET"}, timeout=PATIENCE, trust_env=False).json()
         assert [entry["id"] for entry in listed["data"]] == ["my-model"]
-        assert httpx.get(f"{server.base_url}/slots", trust_env=False).status_code == 401
+        assert httpx.get(f"{server.base_url}/slots", timeout=PATIENCE, trust_env=False).status_code == 401
     seen = [
         phase.text
         for line in log.read_text().splitlines()
@@ -96,14 +98,14 @@ def test_ollama_is_asked_to_load_what_it_has(tiny_models: Gguf, tmp_path: Path) 
     command = launch(told, Place("127.0.0.1", port, (program, "serve")))
     engine = ENGINES["ollama"]
     with ServerProcess(command.argv, port=port, log=tmp_path / "log", env=command.env) as server:
-        server.wait_ready(answers(f"{server.base_url}{engine.ready(told).health}"), 60)
+        server.wait_ready(answers(f"{server.base_url}{engine.ready(told).health}"))
         (tmp_path / "M").write_text(f"FROM {tiny_models.bare}\n")
         create = [program, "create", "tiny", "-f", str(tmp_path / "M")]
         subprocess.run(create, env={**os.environ, **command.env}, capture_output=True, check=True)
         pull, load = engine.prepare(told)
         assert (pull.unless, pull.model) == ("/api/tags", "tiny")
-        answer = httpx.post(f"{server.base_url}{load.path}", json=load.body, timeout=60, trust_env=False)
+        answer = httpx.post(f"{server.base_url}{load.path}", json=load.body, timeout=PATIENCE, trust_env=False)
         assert answer.status_code == 200
-        (held,) = httpx.get(f"{server.base_url}/api/ps", trust_env=False).json()["models"]
+        (held,) = httpx.get(f"{server.base_url}/api/ps", timeout=PATIENCE, trust_env=False).json()["models"]
         assert held["name"] == "tiny:latest"
         assert held["expires_at"] > "2100"  # it stays loaded

@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.engines.process import free_port
 from tests.faults.support import Client, client
-from tests.proxy.harness import PATIENCE, until
+from tests.proxy.harness import PATIENCE, calm, until
 
 ROOT = Path(__file__).parents[3]
 
@@ -56,8 +56,9 @@ class Gateway:
 
     async def counter(self, name: str) -> float:
         """The sum of a metric's samples, as one worker tells it."""
-        answer = await self.get("/metrics")
-        assert answer.status_code == 200, answer.text
+        async with asyncio.timeout(PATIENCE):
+            while (answer := await self.get("/metrics")).status_code != 200:
+                assert "Ask again shortly" in answer.text  # on a machine that stands still
         return sum(float(n) for n in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", answer.text, re.MULTILINE))
 
     def worker_of(self, one: Client) -> int:
@@ -78,8 +79,8 @@ class Gateway:
             yield list(found.values())
 
     def configure(self, settings: Mapping[str, Any]) -> None:
-        server = {"port": self.port, "drain_timeout": 5} | settings.get("server", {})
-        self.config.write_text(yaml.safe_dump({"discovery": {"local": False}} | dict(settings) | {"server": server}))
+        server = {"port": self.port, "drain_timeout": PATIENCE} | settings.get("server", {})
+        self.config.write_text(yaml.safe_dump(calm({**settings, "server": server})))
 
     async def ended(self) -> int:
         async with asyncio.timeout(PATIENCE):
@@ -99,9 +100,7 @@ async def illm(folder: Path, settings: Mapping[str, Any], code: str = "", waits:
     """Two workers that serve. `code` runs in the parent before anything else."""
     main = f"{code}\nimport sys, proxy.cli\nsys.exit(proxy.cli.main(sys.argv[1:]))"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("ILLM_")}
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     config = folder / "illm.yaml"
     gate = Gateway(None, config, port)  # type: ignore[arg-type]  # it needs its configuration first
     gate.configure(settings)
@@ -113,7 +112,7 @@ async def illm(folder: Path, settings: Mapping[str, Any], code: str = "", waits:
     listening = asyncio.create_task(_hear(gate))
     pids: list[int] = []
     try:
-        async with asyncio.timeout(3 * PATIENCE):  # three interpreters, on two cores
+        async with asyncio.timeout(PATIENCE):
             while waits and "is listening on " not in gate.text:
                 assert not listening.done(), gate.text
                 await asyncio.sleep(0.01)
