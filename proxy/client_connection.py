@@ -18,7 +18,7 @@ import httptools
 import uvicorn
 from uvicorn.server import ServerState
 
-from proxy.client_head import Head, Target
+from proxy.client_head import Head, Heads, Target
 from proxy.client_request import STATUS_LINES, Carrier, ClientRequest
 from proxy.errors import error
 from proxy.wire import dump_error
@@ -42,8 +42,8 @@ class TooManyHeaders(Exception):
 
 class ClientConnection(Carrier):
     """An `asyncio.Protocol`, which it doesn't inherit from: a compiled class with such a base must never be referred to
-    weakly, and that nobody would know. One request at a time is answered. What came ahead in the same read is parsed
-    and waits its turn; the rest isn't parsed before."""
+    weakly, and that nobody would know. `heads`: those that other connections have had. One request at a time is
+    answered. What came ahead in the same read is parsed and waits its turn; the rest isn't parsed before."""
 
     def __init__(
         self,
@@ -51,10 +51,13 @@ class ClientConnection(Carrier):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        heads: Heads | None = None,
     ) -> None:
         self._app = cast(App, config.loaded_app)
         self._idle_limit = float(config.timeout_keep_alive)
         self._state = server_state
+        self._known = heads
         self.loop = _loop or asyncio.get_running_loop()
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made sets it
@@ -299,6 +302,8 @@ class ClientConnection(Carrier):
                 data = self._rest_of_body(data)
             else:
                 last = self._last
+                if last is None and self._known is not None:
+                    last = self._known.find(data)
                 size = last.again(data) if last is not None else 0
                 if last is None or not size:
                     break
@@ -339,6 +344,8 @@ class ClientConnection(Carrier):
             self._refuse(TOO_LARGE)
         elif begun and self._heads == heads + 1 and self._last is not None:  # the only one, from its first byte on
             self._last.keep(whole[: whole.find(b"\r\n\r\n") + 4])
+            if self._known is not None:
+                self._known.keep(self._last)
 
     def _framing(self) -> bytes:
         """What another parser is told first, so that it reads on behind a head at which the last one stopped: that

@@ -17,9 +17,38 @@ import httptools
 from proxy.headers import Named, RawHeaders, named
 
 DIGITS: Final = 15  # of a content-length that is known again
+KEPT: Final = 256  # heads that connections share
+LONGEST: Final = 4096  # bytes of one of them
 _LENGTH: Final = b"content-length"
 _LENGTH_LINE: Final = b"\r\ncontent-length:"
 _UNLIKE_OTHERS: Final = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
+
+
+class Heads:
+    """Those that many connections send: clients open several, and each sends the same. At most `KEPT`."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[bytes, bytes], Head] = {}
+
+    def find(self, data: bytes) -> Head | None:
+        """The head that `data` begins with, whatever the length it tells, if it is known."""
+        end = data.find(b"\r\n\r\n", 0, LONGEST)
+        at = data.find(_LENGTH_LINE, 0, end)
+        if at < 0:
+            at = data.find(b"\r\nContent-Length:", 0, end)
+            if at < 0:
+                return None
+        digits_end = data.find(b"\r", at + 2)
+        begin = data.rfind(b" ", at, digits_end) + 1
+        head = self._kept.get((data[:begin], data[digits_end : end + 4]))
+        return head if head is not None and head.again(data) else None
+
+    def keep(self, head: Head) -> None:
+        """Another one that may be known again."""
+        if head.before and len(head.before) + len(head.after) < LONGEST:
+            if len(self._kept) >= KEPT:
+                del self._kept[next(iter(self._kept))]  # the oldest
+            self._kept[head.before, head.after] = head
 
 
 class Target:

@@ -8,12 +8,13 @@ got (`forward`) or written (`relay`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from difflib import get_close_matches
 from time import time
 from typing import Any, Final, get_args
 from urllib.parse import parse_qsl, unquote
 
+from proxy.answer import Opened
 from proxy.call import Call, clock
 from proxy.client_request import ClientRequest
 from proxy.dialects.base import Endpoint, EngineKind, Request
@@ -106,6 +107,12 @@ class RelayEndpoint:
         client: ClientRequest = scope["illm.client"]
         if call.circles:
             raise _in_a_circle()
+        opening = await self._open(client, call)
+        keep_alive = self._keep_alive if call.stream else None
+        await relay(Client(call, client), opening, endpoint=self._endpoint, keep_alive=keep_alive)
+
+    async def _open(self, client: ClientRequest, call: Call) -> Coroutine[Any, Any, Opened]:
+        """The answer, not begun. Here alone is the body, which nobody keeps for as long as a stream lasts."""
         body = await read_body(client, self._max_body)
         request, model, framework = self._read(client.names.get(b"content-type", b""), body)
         try:
@@ -116,12 +123,7 @@ class RelayEndpoint:
             route = await self._once_settled(model, framework)
         call.model = route.name if route.known else ""
         call.stream = request.stream
-        await relay(
-            Client(call, client),
-            self._forwarder.open(request, route, call),
-            endpoint=self._endpoint,
-            keep_alive=self._keep_alive if request.stream else None,
-        )
+        return self._forwarder.open(request, route, call)
 
     async def _once_settled(self, model: str | None, framework: EngineKind | None) -> Route:
         """The gateway has just started: who has what is asked for may be heard of in a moment. Raises `ApiError`."""

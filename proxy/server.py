@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import Final, Protocol, cast
 
@@ -23,6 +24,7 @@ import uvicorn
 
 from proxy.app import Gateway, create_app
 from proxy.client_connection import ClientConnection
+from proxy.client_head import Heads
 from proxy.dialects.openai.paths import TITLES
 from proxy.discovery import new_client, probe
 from proxy.drain import DrainingServer, waits_for
@@ -156,7 +158,7 @@ def configured(gateway: Gateway, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         gateway.app,
         loop="auto",  # uvloop where it is installed
-        http=cast(type[asyncio.Protocol], ClientConnection),
+        http=cast(type[asyncio.Protocol], partial(ClientConnection, heads=Heads())),
         proxy_headers=False,
         ws="none",
         lifespan="on",

@@ -22,10 +22,10 @@ POST = b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n"
 
 
 @asynccontextmanager
-async def serving(app: App) -> AsyncIterator[Connect]:
+async def serving(app: App, connection: Any = ClientConnection) -> AsyncIterator[Connect]:
     """Connects to a server with that application."""
     sock = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=ClientConnection, lifespan="off", log_level="critical", access_log=False,
+    config = uvicorn.Config(app, http=connection, lifespan="off", log_level="critical", access_log=False,
                             timeout_graceful_shutdown=1)  # fmt: skip
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve(sockets=[sock]))

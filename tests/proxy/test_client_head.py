@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import Any
 
 import httptools
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.client_head import Head, Target
+from proxy.client_connection import ClientConnection
+from proxy.client_head import KEPT, LONGEST, Head, Heads, Target
 from tests.proxy.harness import Got, Line, engine, gateway, one_backend
 from tests.proxy.test_client_connection import echo, read_answer, serving
 
@@ -210,3 +212,41 @@ async def test_what_was_found_in_a_head_holds_for_that_head_alone() -> None:
     assert ids[5] == ids[6] == b"mine"
     assert len(set(ids)) == len(ids) - 1, "every other request has an id of its own"
     assert [seen for _, _, seen in said] == [False] * 8 + [True, False]
+
+
+# -- between connections -------------------------------------------------------------------------------------------
+
+
+@given(length=st.integers(0, 10**15 - 1), lower=st.booleans())
+def test_another_connection_knows_it_too(length: int, lower: bool) -> None:
+    raw = RAW.replace(b"Content-Length", b"content-length") if lower else RAW
+    heads = Heads()
+    heads.keep(known := head(raw))
+
+    assert heads.find(raw.replace(b"12", b"%d" % length) + b"body") is known
+    assert heads.find(raw.replace(b"Bearer k", b"Bearer l")) is None
+    assert heads.find(raw[:-1]) is None
+
+
+def test_only_so_many_are_known() -> None:
+    heads = Heads()
+    raws = [RAW.replace(b"Bearer k", b"Bearer %d" % number) for number in range(KEPT + 5)]
+    for raw in raws:
+        heads.keep(head(raw))
+    long = RAW.replace(b"Bearer k", b"x" * LONGEST)
+    heads.keep(head(long))
+
+    assert [heads.find(raw) is not None for raw in raws] == [False] * 5 + [True] * KEPT
+    assert heads.find(long) is None
+
+
+async def test_a_head_that_another_connection_sent_is_answered_alike() -> None:
+    heads = Heads()
+    connection = partial(ClientConnection, heads=heads)
+    async with serving(echo, connection) as connect:
+        for number in range(3):
+            reader, writer = await connect()
+            writer.write(RAW + b"%012d" % number)
+            assert (await read_answer(reader))[1] == b"%012d" % number
+
+    assert heads.find(RAW) is not None
