@@ -40,7 +40,7 @@ class Needs:
         """Bytes on each device that it will use; None: not known before it ran. `there`: the devices of this machine.
 
         Reads the sizes of its files: blocks a little."""
-        learned = self._learned.get(fingerprint, {})
+        learned = self._learned.get(fingerprint, {}) if spec.image is None else {}
         needed: dict[Device, int | None] = {}
         for device in map(self._number, devices(spec, there)):
             reading = there.get(device)

@@ -110,8 +110,8 @@ class Room:
 
     async def learn(self, engine: Occupant) -> None:
         """Note what a running engine holds, for its next start and for those beside it."""
-        if engine.spec.memory is not None:
-            return
+        if engine.spec.memory is not None or engine.spec.image is not None:
+            return  # of a container only docker's client is seen from here
         measured = await asyncio.to_thread(engine.held)
         if engine.claim is None:  # it ended meanwhile
             return

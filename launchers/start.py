@@ -20,11 +20,11 @@ from typing import Final, Literal
 
 import httpx
 
-from launchers import dependencies, ports
+from launchers import dependencies, images, ports
 from launchers.engines.base import LOADING, Command, Engine, Phase, Place, Ready
 from launchers.engines.table import ENGINES, OUT_OF_MEMORY, PORT_TAKEN, launch
 from launchers.logs import EngineLog
-from launchers.process import NotStarted, Record, Running, spawn
+from launchers.process import NotStarted, Record, Running, environment, spawn
 from launchers.readiness import Asker, PreparationFailed, Say, phase_of
 from launchers.remains import clean_up
 from launchers.spec import EngineSpec, SpecError
@@ -56,6 +56,7 @@ class Means:
     client: httpx.AsyncClient
     runs: Path  # folder of run-time files
     environments: Path  # where engines are installed
+    label: str  # tells this launcher's containers from another's
     bind: str
     orphans: Literal["kill", "adopt"]
     auto_install: bool
@@ -75,12 +76,17 @@ def fingerprint(spec: EngineSpec) -> str:
 
 
 async def program(spec: EngineSpec, means: Means, say: Say) -> tuple[str, ...]:
-    """The words that start its program, installed if need be and allowed, which takes minutes. Raises `StartFailed`,
-    also where its port is taken."""
+    """The words that start its program, which is installed if need be and allowed, or its image pulled: that takes
+    minutes. Raises `StartFailed`, also where its port is taken."""
     _port(spec, means.bind)
     engine = ENGINES[spec.kind]
     try:
-        return await asyncio.to_thread(dependencies.find, spec, engine, means.environments)
+        words = await asyncio.to_thread(dependencies.find, spec, engine, means.environments)
+        if spec.image is not None:
+            await images.ensure(words, spec.image, environment(spec.env), say)
+        return words
+    except images.PullFailed as exc:
+        raise StartFailed(f"can't start: {exc}", again=True) from None
     except dependencies.Missing as missing:
         if not means.auto_install or spec.image or spec.command or not engine.install.packages:
             raise StartFailed(f"can't start: {missing}", again=False, code="engine_missing") from None
@@ -105,7 +111,7 @@ async def start(
     and when cancelled, nothing of it is left."""
     engine = ENGINES[spec.kind]
     for attempt in range(1, PORTS + 1):
-        place = Place(means.bind, _port(spec, means.bind), words, container=f"illm-{spec.name}")
+        place = Place(means.bind, _port(spec, means.bind), words, container=f"illm-{spec.name}-{means.label}")
         running = await _spawn(spec, place, means, output)
         spawned(Started(running, base_url(means.bind, place.port)))
         try:

@@ -7,7 +7,9 @@ signals (`__main__`).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +68,7 @@ class Supervisor:
             client=self._client,
             runs=runs,
             environments=folder.parent / "environments",  # one for all launchers of this user
+            label=hashlib.sha256(os.fsencode(folder)).hexdigest()[:8],
             bind=launcher.bind,
             orphans=launcher.orphans,
             auto_install=launcher.auto_install,

@@ -69,7 +69,7 @@ ENGINE: Final = Engine(
     command=command,
     ready=lambda spec: Ready("/api/version", "/api/tags"),
     install=Install("see https://ollama.com/download, or set `image: ollama/ollama`"),
-    image=Image(("serve",)),
+    image=Image(("serve",), caches=("illm-ollama:/root/.ollama",)),
     listed=lambda spec: spec.model,
     prepare=prepare,
 )

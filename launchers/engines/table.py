@@ -57,7 +57,8 @@ def launch(spec: EngineSpec, place: Place) -> Command:
     entrypoint, words = engine.image.entrypoint, argv
     if spec.command and spec.kind != "command":
         entrypoint, words = argv[0], argv[1:]
-    return contain(spec, engine.image, words, {**_COMMON, **told.env, **own}, place, entrypoint)
+    env = {**_COMMON, **engine.image.env, **told.env, **own}
+    return contain(spec, engine.image, words, env, place, entrypoint)
 
 
 def program(spec: EngineSpec, engine: Engine) -> tuple[str, ...]:

@@ -85,7 +85,13 @@ ENGINE: Final = Engine(
     command=command,
     ready=lambda spec: Ready("/health", "/v1/models"),
     install=Install("pip install vllm", ("vllm",)),
-    image=Image(("serve",), entrypoint="vllm", shared_memory=True, gpus=True),
+    image=Image(
+        ("serve",),
+        entrypoint="vllm",
+        shared_memory=True,
+        gpus=True,
+        caches=("illm-huggingface:/root/.cache/huggingface",),
+    ),
     devices=frozenset(("cpu", "cuda")),
     phases=(
         *HUB_DOWNLOAD,
