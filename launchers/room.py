@@ -84,7 +84,7 @@ class Room:
     def _look(self, occupants: Iterable[Occupant]) -> tuple[Mapping[Device, Reading], Mapping[Device, int]]:
         own = [pid for one in occupants for pid in one.pids()]  # no strangers, whatever the driver calls them
         readings = {device: reading.without(own) for device, reading in self._meter.read().items()}
-        return readings, self._budget()
+        return readings, self._budget()  # after the look, which tells GPUs' UUIDs
 
     @asynccontextmanager
     async def admit(self, engine: Occupant, say: Say) -> AsyncIterator[None]:

@@ -233,13 +233,13 @@ class Supervisor:
             file = BudgetFile(Path(budget))
             return Together(HostMemory(), file), file.budget
         declared = budget or {}
-        return Together(HostMemory(), self._gpus), lambda: declared
+        return Together(HostMemory(), self._gpus), lambda: {self._gpus.number(gpu): declared[gpu] for gpu in declared}
 
     def _measure(self, devices: Collection[Device], pids: list[int]) -> Mapping[Device, int]:
-        if set(devices) == {CPU}:
-            return {CPU: process_memory(pids)}
-        readings = self._gpus.read()
-        measured = {device: used_by(readings[device], pids) for device in devices if device in readings}
+        measured: dict[Device, int | None] = {CPU: process_memory(pids)} if CPU in devices else {}
+        if set(devices) - {CPU}:
+            readings = self._gpus.read()
+            measured |= {device: used_by(readings[device], pids) for device in devices if device in readings}
         return {device: held for device, held in measured.items() if held}
 
 
