@@ -1,4 +1,4 @@
-"""GPUs as a launcher minds them, measured through a stand-in of NVIDIA's library: which is which, and who holds what."""
+"""GPUs as a launcher minds them, measured through a stand-in of NVIDIA's library: which is which, who holds what."""
 
 from collections.abc import Callable
 from pathlib import Path
