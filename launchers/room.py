@@ -43,7 +43,7 @@ class Occupant(Protocol):
     def fingerprint(self) -> str: ...
 
     claim: Mapping[Device, int] | None
-    sleeps_on: Sequence[Device]  # where it has something left while it sleeps
+    sleeps_on: tuple[Device, ...]  # where it has something left while it sleeps
 
     def resident(self) -> Resident | None:
         """What it holds at the moment, None for nothing; of a sleeper only on which devices."""
@@ -74,6 +74,10 @@ class Room:
         self._occupants = occupants
         self._turns: dict[Device, asyncio.Lock] = {}
         self._vacated: dict[Device, float] = {}  # when somebody last gave memory back there
+
+    def measure_with(self, meter: Meter, budget: Callable[[], Mapping[Device, int]]) -> None:
+        """From the next look on."""
+        self._meter, self._budget = meter, budget
 
     async def read(self) -> tuple[Mapping[Device, Reading], Mapping[Device, int]]:
         """What every device has free now, and what is declared. Raises `CannotFit` for a budget file that can't be

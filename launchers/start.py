@@ -59,7 +59,7 @@ class Means:
     label: str  # tells this launcher's containers from another's
     bind: str
     orphans: Literal["kill", "adopt"]
-    auto_install: bool
+    auto_install: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ async def program(spec: EngineSpec, means: Means, say: Say) -> tuple[str, ...]:
     except images.PullFailed as exc:
         raise StartFailed(f"can't start: {exc}", again=True) from None
     except dependencies.Missing as missing:
-        if not means.auto_install or spec.image or spec.command or not engine.install.packages:
+        if not means.auto_install() or spec.image or spec.command or not engine.install.packages:
             raise StartFailed(f"can't start: {missing}", again=False, code="engine_missing") from None
     say(f"installing {engine.title}", None)
     try:

@@ -30,7 +30,9 @@ def contain(
     behind, and may be run when there is none."""
     docker = place.program or DOCKER
     if spec.device == "mps":
-        raise SpecError(f"{spec.name}: a container can't use Apple's GPU; leave out `image`, or set `device: cpu`.")
+        raise SpecError(
+            f"{spec.name}: a container can't use Apple's GPU; leave out `image`, or set `device: cpu`.", option="device"
+        )
     host = f"[{place.host}]" if ":" in place.host else place.host
     argv = [*docker, "run", "--rm", "--init", "--name", place.container, "-p", f"{host}:{place.port}:{place.port}"]
     gpus = _gpus(spec, image)
@@ -78,7 +80,8 @@ def _mounts(spec: EngineSpec) -> list[str]:
         path = PurePosixPath(text)
         if not path.is_absolute():
             raise SpecError(
-                f"{spec.name}: in a container {text!r} means another file; write the whole path, from / on."
+                f"{spec.name}: in a container {text!r} means another file; write the whole path, from / on.",
+                option="model" if text == spec.model else "mmproj",
             )
         folder = _folder(path)
         if folder not in folders and not any(path.is_relative_to(target) for target in targets):

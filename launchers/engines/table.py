@@ -78,15 +78,19 @@ def refuse_unknown(spec: EngineSpec, engine: Engine) -> None:
             shown = "unload: sleep" if option == "sleep" else option
             raise SpecError(
                 f"{spec.name}: {engine.title} has no option `{shown}` (which is for {', '.join(kinds)}). Take it out; "
-                f"what is peculiar to an engine goes into `args` or `env`."
+                f"what is peculiar to an engine goes into `args` or `env`.",
+                option="unload" if option == "sleep" else option,
             )
     if spec.device is not None and spec.device not in engine.devices:
         raise SpecError(
             f"{spec.name}: {engine.title} can't use `device: {spec.device}`; it can use "
-            f"{' or '.join(sorted(engine.devices))}."
+            f"{' or '.join(sorted(engine.devices))}.",
+            option="device",
         )
     if spec.device == "cpu" and spec.gpus:
-        raise SpecError(f"{spec.name}: `device: cpu` and `gpus` contradict one another; keep one of them.")
+        raise SpecError(
+            f"{spec.name}: `device: cpu` and `gpus` contradict one another; keep one of them.", option="gpus"
+        )
 
 
 def _options(spec: EngineSpec) -> dict[Option, bool]:

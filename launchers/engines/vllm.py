@@ -34,7 +34,9 @@ SHARE: Final = 0.92  # of a GPU, which it takes where nothing is said; older ver
 def command(spec: EngineSpec, place: Place) -> Command:
     sleeps = spec.unload == "sleep"
     if sleeps and spec.device == "cpu":
-        raise SpecError(f"{spec.name}: vLLM sleeps only on a GPU; leave out `unload: sleep`, or `device: cpu`.")
+        raise SpecError(
+            f"{spec.name}: vLLM sleeps only on a GPU; leave out `unload: sleep`, or `device: cpu`.", option="unload"
+        )
     module = any("vllm.entrypoints" in word for word in place.program)
     argv = (
         *place.program,

@@ -195,7 +195,7 @@ async def test_a_pull_is_none_of_the_time_that_a_start_may_take(docker: Docker, 
     docker.forget(IMAGE)
     docker.set("pull")
     client = new_client()
-    means = starts.Means(client, tmp_path, tmp_path, "label", "127.0.0.1", "kill", auto_install=False)
+    means = starts.Means(client, tmp_path, tmp_path, "label", "127.0.0.1", "kill", auto_install=lambda: False)
     told = typed_spec("vllm", image=IMAGE, start_timeout=1e-9)
     said: list[str] = []
     words = await starts.program(told, means, lambda phase, share: said.append(phase))

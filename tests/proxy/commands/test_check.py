@@ -145,7 +145,7 @@ async def test_engines_whose_files_or_programs_are_not_there(folder: Path) -> No
     assert problems(said) == [
         "Engine 'a': there is no program '/no/such/llama-server' here, with which its `command` begins.",
         f"Engine 'a': its model is not there: {folder / 'no.gguf'}",
-        "Engine 'b': its mmproj is not there: eyes.gguf",
+        f"Engine 'b': its mmproj is not there: {folder / 'eyes.gguf'}",
         "Engine 'd': there is no `text-embeddings-router` on the path here. Install it, say where it is (`command`), "
         "or run it in a container (`image`).",
         "Engine 'e': there is no `infinity_emb` on the path here. Install it, say where it is (`command`), or let it "
