@@ -27,6 +27,11 @@ STAMP: Final = ".complete"
 LOCK: Final = "install.lock"
 POLL: Final = 0.2
 
+ELSEWHERE: Final = (
+    "Among a settings file's `engines` it can also have a `command`, which says where it is, or an `image`, for a "
+    "container."
+)
+
 Say = Callable[[str, float | None], None]
 
 # What of pip's talk is worth showing, and how.
@@ -105,10 +110,10 @@ def _advice(spec: EngineSpec, engine: Engine) -> str:
     what = engine.program[2] if engine.program[1:2] == ("-m",) else engine.program[0]
     said = f"{spec.name} needs {engine.title}, and there is no `{what}` here. "
     if not engine.install.packages:
-        return said + f"To have it: {engine.install.advice}."
+        return said + f"To have it: {engine.install.advice}. {ELSEWHERE}"
     return said + (
-        f"Install it (`{engine.install.advice}`), say where it is (`command`), run it in a container (`image`), or let "
-        f"it be installed: `auto_install: true` (ILLM_AUTO_INSTALL=1)."
+        f"Install it (`{engine.install.advice}`), or let it be installed: `auto_install: true` (ILLM_AUTO_INSTALL=1). "
+        f"{ELSEWHERE}"
     )
 
 

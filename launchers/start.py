@@ -10,8 +10,10 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +36,7 @@ log = logging.getLogger("illm.launcher")
 PORTS: Final = 3  # tries with other ports, where another program was faster
 FIRST_ASK: Final = 0.02  # seconds between two questions, growing to the longest
 LONGEST_ASK: Final = 1.0
+LOCKED: Final = 2.0  # seconds for which it must ask for a key: at first another program may answer at its port
 
 SLEEP: Final = 60.0  # seconds that an engine may take to go to sleep or to wake
 
@@ -261,7 +264,7 @@ async def _until_ready(
     say("started", None)
 
     async def asking() -> None:
-        pause, prepared, shown = FIRST_ASK, False, "started"
+        pause, prepared, shown, locked = FIRST_ASK, False, "started", math.inf
         while True:
             stage = await ask.stage(ready if prepared else replace(ready, models=None), engine.listed(spec))
             if stage == "ready" and not prepared:
@@ -270,6 +273,9 @@ async def _until_ready(
                 continue
             if stage == "ready":
                 return
+            locked = min(locked, time.monotonic()) if stage == "locked" else math.inf
+            if time.monotonic() - locked >= LOCKED:
+                raise StartFailed(_locked(spec), again=False)
             if phase_of(stage) != shown:
                 shown = phase_of(stage)
                 say(shown, None)
@@ -291,6 +297,11 @@ async def _until_ready(
         question.cancel()
         end.cancel()
         await asyncio.gather(question, end, return_exceptions=True)
+
+
+def _locked(spec: EngineSpec) -> str:
+    what = "refuses its `api_key`; give it the one that the engine was told"
+    return f"answers 401: it {what if spec.api_key is not None else 'asks for a key; set its `api_key`'}"
 
 
 @contextmanager
