@@ -155,6 +155,19 @@ async def test_engines_whose_files_or_programs_are_not_there(folder: Path) -> No
     assert ["c", "command", "c", "not", "started"] in [line.split() for line in said.out.splitlines()]
 
 
+async def test_what_the_launcher_would_refuse_is_named_with_its_line(folder: Path) -> None:
+    engines = {
+        "a": {"kind": "command", "command": ["sh", "-c", "x {port}"], "image": "img", "device": "mps"},
+        "b": {"kind": "llamacpp", "model": "org/repo", "command": ["sh"], "dtype": "f16"},
+    }
+    said = await check(folder, {"engines": engines})
+    assert said.status == 1
+    found = [problem for problem in problems(said) if ".yaml:" in problem]
+    assert len(found) == 2
+    assert "a: a container can't use Apple's GPU" in found[0]
+    assert "b: llama.cpp has no option `dtype`" in found[1]
+
+
 def test_what_may_be_installed_is_what_the_launcher_can_install() -> None:
     assert {kind for kind, engine in ENGINES.items() if engine.install.packages} == INSTALLABLE
 
