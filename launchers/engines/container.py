@@ -40,7 +40,7 @@ def contain(
         argv += ["--gpus", gpus]
     if image.shared_memory:
         argv += ["--ipc", "host"]
-    for volume in (*_caches(spec, image), *spec.volumes, *_mounts(spec)):
+    for volume in (*caches(spec, image), *spec.volumes, *_mounts(spec)):
         argv += ["-v", volume]
     for name in dict.fromkeys((*_FROM_OUTSIDE, *sorted(env))):
         argv += ["-e", name]
@@ -60,7 +60,7 @@ def _targets(volumes: Iterable[str]) -> list[PurePosixPath]:
     return [PurePosixPath(volume.split(":")[1]) for volume in volumes if ":" in volume]
 
 
-def _caches(spec: EngineSpec, image: Image) -> list[str]:
+def caches(spec: EngineSpec, image: Image) -> list[str]:
     """The volumes for what it downloads; not where one of the user's own has something to do with that folder."""
     own = _targets(spec.volumes)
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from launchers.engines import command, infinity, llamacpp, ollama, sglang, tei, tgi, transformers, vllm
 from launchers.engines.base import Command, Engine, Option, Place
-from launchers.engines.container import INSIDE, contain
+from launchers.engines.container import INSIDE, caches, contain
 from launchers.spec import EngineSpec, Kind, SpecError
 
 ENGINES: Final[Mapping[Kind, Engine]] = MappingProxyType(
@@ -57,7 +57,8 @@ def launch(spec: EngineSpec, place: Place) -> Command:
     entrypoint, words = engine.image.entrypoint, argv
     if spec.command and spec.kind != "command":
         entrypoint, words = argv[0], argv[1:]
-    env = {**_COMMON, **engine.image.env, **told.env, **own}
+    where = engine.image.env if caches(spec, engine.image) else {}
+    env = {**_COMMON, **where, **told.env, **own}
     return contain(spec, engine.image, words, env, place, entrypoint)
 
 
