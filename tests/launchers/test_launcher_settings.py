@@ -133,7 +133,7 @@ def test_its_time_without_a_gateway_begins_when_the_first_has_been_there(linger:
 
 
 def test_one_that_no_gateway_ever_follows_ends_too() -> None:
-    constants = {"launchers.__main__.ARRIVAL": 0.5}
+    constants = {"launchers.__main__.ARRIVAL": 4.0}  # enough for the test to find it
     with Launcher(spec("a"), for_gateway=True, linger=0.0) as launcher:
         assert launcher.process.poll() is None
     with Launcher(spec("a"), for_gateway=True, linger=0.0, constants=constants) as launcher:
