@@ -1,8 +1,9 @@
-"""`python -m launchers --state FOLDER [--for-gateway] -- COMMAND…`: a launcher as a process.
+"""`python -m launchers --state FOLDER [--for-gateway] -- COMMAND…`: a launcher as a process; with `--check` in place of
+a folder only a look whether there could be one: what can't be launched is printed, a line each.
 
 COMMAND prints the document that says what to launch; it runs at the start and with every reload. Here are the socket,
 the signals and the end: SIGTERM and SIGINT stop the engines (a second one at once), SIGHUP reloads. With
-`--for-gateway` it ends by itself when no gateway has followed its events for `launcher.linger` seconds.
+`--for-gateway` it ends by itself when no gateway has followed its events for `launcher.linger` seconds since one did.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from launchers import source
 from launchers.control import Control
 from launchers.ledger import Locked, lock
 from launchers.process import become_subreaper
+from launchers.refusals import problems
 from launchers.spec import LauncherSpec, SpecError
 from launchers.supervisor import Supervisor
 
@@ -36,6 +38,8 @@ log = logging.getLogger("illm.launcher")
 USAGE: Final = 2  # exit status for what the user can mend
 LONGEST_PATH: Final = 104  # bytes of a unix socket's path on the strictest system
 LOOK: Final = 1.0  # seconds between two looks for a gateway
+ARRIVAL: Final = 60.0  # seconds that it waits at least for the first one
+RETURN: Final = 1.0  # seconds that it waits at least for one that lost its connection
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
+    if options.check:
+        return asyncio.run(_check(options.command))
     folder: Path = options.state.absolute()
     try:
         held = lock(folder)
@@ -55,6 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             asyncio.run(Program(folder, options.command, for_gateway=options.for_gateway).run())
     except SpecError as exc:
         return _wrong(str(exc))
+    return 0
+
+
+async def _check(command: Sequence[str]) -> int:
+    """Print what can't be launched, a line each."""
+    try:
+        found = problems((await source.read(command)).engines)
+    except SpecError as exc:
+        return _wrong(str(exc))
+    for line in found:
+        print(line)  # noqa: T201
     return 0
 
 
@@ -82,7 +99,16 @@ class Program:
         launcher = document.launcher
         supervisor = Supervisor(self._folder, self._command, document)
         control = Control(supervisor, self._folder.name, _version(), self._end, for_gateway=self._for_gateway)
-        sock, shown = _listen(self._folder, launcher)
+        sock, shown = _listen(self._folder, launcher)  # not before it is sure that there is something to say
+        try:
+            await self._serve(supervisor, control, sock, shown)
+        finally:
+            sock.close()
+            if sock.family == socket.AF_UNIX:
+                (self._folder / "launcher.sock").unlink(missing_ok=True)
+
+    async def _serve(self, supervisor: Supervisor, control: Control, sock: socket.socket, shown: str) -> None:
+        launcher = supervisor.document.launcher
         server = _Server(uvicorn.Config(
             control.app(launcher.api_key), lifespan="off", ws="none", log_config=None, access_log=False,
             timeout_graceful_shutdown=1,
@@ -90,10 +116,9 @@ class Program:
         self._signals(supervisor)
         await supervisor.begin()
         serving = asyncio.create_task(server.serve(sockets=[sock]))
-        log.info(
-            "launcher listens on %s; engines: %s", shown, ", ".join(one.name for one in document.engines) or "none"
-        )
-        watching = asyncio.create_task(self._watch_gateways(supervisor, launcher.linger)) if self._for_gateway else None
+        names = ", ".join(one.name for one in supervisor.document.engines) or "none"
+        log.info("launcher listens on %s; engines: %s", shown, names)
+        watching = asyncio.create_task(self._watch_gateways(supervisor)) if self._for_gateway else None
         try:
             await self._asked.wait()
             log.info("ending%s", ", leaving the engines to the next launcher" if self._leave else " the engines")
@@ -104,8 +129,6 @@ class Program:
                 watching.cancel()
             server.should_exit = True
             await serving
-            if sock.family == socket.AF_UNIX:
-                (self._folder / "launcher.sock").unlink(missing_ok=True)
 
     async def _hurry(self, supervisor: Supervisor, closing: asyncio.Task[None]) -> None:
         """Until it is closed; a second signal cuts the requests under way."""
@@ -132,13 +155,14 @@ class Program:
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
 
-    async def _watch_gateways(self, supervisor: Supervisor, linger: float) -> None:
-        seen = time.monotonic()
+    async def _watch_gateways(self, supervisor: Supervisor) -> None:
+        seen, least = time.monotonic(), ARRIVAL
         while True:
+            linger = max(supervisor.document.launcher.linger, least)
             await asyncio.sleep(min(LOOK, linger / 4))
             now = time.monotonic()
             if supervisor.board.followers:
-                seen = now
+                seen, least = now, RETURN
             elif now - seen >= linger:
                 log.info("no gateway for %g s", linger)
                 self._asked.set()
@@ -198,7 +222,9 @@ def _version() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launchers", description="Spawns and watches engines.")
-    parser.add_argument("--state", type=Path, required=True, metavar="FOLDER", help="where its socket and logs are")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--state", type=Path, metavar="FOLDER", help="where its socket and logs are")
+    mode.add_argument("--check", action="store_true", help="only print what can't be launched")
     parser.add_argument("--for-gateway", action="store_true", help="end when no gateway uses it any more")
     parser.add_argument("command", nargs="+", help="prints what to launch (after --)")
     return parser

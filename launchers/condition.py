@@ -62,6 +62,10 @@ class Condition:
         """Seconds since it became ready; 0 where it isn't."""
         return time.monotonic() - self._entered if self.state == "ready" else 0.0
 
+    def unchanged_for(self) -> float:
+        """Seconds in this state."""
+        return time.monotonic() - self._entered
+
     def idle_for(self, tickets: Tickets) -> float | None:
         """Seconds without a lease; None while there is one, or nothing to lease."""
         idle = self.state == "ready" and not tickets.leases

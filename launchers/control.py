@@ -29,6 +29,7 @@ from launchers.supervisor import Supervisor
 log = logging.getLogger("illm.launcher")
 
 PING: Final = 10.0  # seconds of silence
+FAREWELL: Final = 1.0  # seconds in which the connection of a gateway that has ended is seen to be gone
 NDJSON: Final = "application/x-ndjson"
 TEXT: Final = "text/plain; charset=utf-8"
 
@@ -128,6 +129,10 @@ class Control:
         leave = _flag(scope, "leave")
         if leave and self._supervisor.document.launcher.orphans != "adopt":
             raise Refused(400, "invalid_value", "Engines can be left running only with `launcher.orphans: adopt`.")
+        if _flag(scope, "if_unused") and (users := await self._supervisor.board.left(FAREWELL)):
+            raise Refused(
+                409, "launcher_in_use", f"{users} more {'gateway uses' if users == 1 else 'gateways use'} it."
+            )
         self._shutdown(leave)
         return 202, {"status": "ending"}
 

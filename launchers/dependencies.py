@@ -11,25 +11,26 @@ import fcntl
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from launchers import errand
 from launchers.engines.base import Engine
 from launchers.engines.table import program
 from launchers.spec import EngineSpec, SpecError
 
 STAMP: Final = ".complete"
 LOCK: Final = "install.lock"
-LAST_WORDS: Final = 12  # lines of pip that an error shows
-GRACE: Final = 5.0  # seconds that pip gets to end
 POLL: Final = 0.2
-LONGEST_LINE: Final = 2**20
+
+ELSEWHERE: Final = (
+    "Among a settings file's `engines` it can also have a `command`, which says where it is, or an `image`, for a "
+    "container."
+)
 
 Say = Callable[[str, float | None], None]
 
@@ -109,10 +110,10 @@ def _advice(spec: EngineSpec, engine: Engine) -> str:
     what = engine.program[2] if engine.program[1:2] == ("-m",) else engine.program[0]
     said = f"{spec.name} needs {engine.title}, and there is no `{what}` here. "
     if not engine.install.packages:
-        return said + f"To have it: {engine.install.advice}."
+        return said + f"To have it: {engine.install.advice}. {ELSEWHERE}"
     return said + (
-        f"Install it (`{engine.install.advice}`), say where it is (`command`), run it in a container (`image`), or let "
-        f"it be installed: `auto_install: true` (ILLM_AUTO_INSTALL=1)."
+        f"Install it (`{engine.install.advice}`), or let it be installed: `auto_install: true` (ILLM_AUTO_INSTALL=1). "
+        f"{ELSEWHERE}"
     )
 
 
@@ -167,33 +168,18 @@ async def _alone(path: Path, engine: Engine, say: Say) -> AsyncIterator[int]:
 
 
 async def _run(argv: list[str], engine: Engine, say: Say, lock: int) -> None:
-    """To its end, in a process group of its own."""
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-        pass_fds=(lock,),
-        limit=LONGEST_LINE,
-    )
-    last: deque[str] = deque(maxlen=LAST_WORDS)
-    try:
-        assert process.stdout is not None
-        async for raw in process.stdout:
-            line = raw.decode(errors="replace").rstrip()
-            last.append(line)
-            step = _step(line)
-            if step is not None:
-                say(f"installing {engine.title}: {step}", None)
-        status = await process.wait()
-    except BaseException:
-        await _end(process)
-        raise
-    if status:
+    """To its end."""
+
+    def hear(line: str) -> None:
+        step = _step(line)
+        if step is not None:
+            say(f"installing {engine.title}: {step}", None)
+
+    done = await errand.run(argv, hear, pass_fds=(lock,))
+    if done.status:
         raise InstallFailed(
             f"{engine.title} could not be installed. Install it yourself (`{engine.install.advice}`), or see what is "
-            f"wrong. The installer's last words:\n" + "\n".join(last)
+            f"wrong. The installer's last words:\n{done.words}"
         )
 
 
@@ -203,15 +189,3 @@ def _step(line: str) -> str | None:
         if match is not None:
             return text.format(what=match["what"])
     return None
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Its whole group: an interrupt, at which pip clears its temporary files away, then by force whatever is left."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(GRACE):
-            await process.wait()
-    with suppress(ProcessLookupError, PermissionError):  # macOS: the latter where only zombies are left
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from launchers import start as starts
 from launchers.lifecycle import Event, delay
-from launchers.logs import EngineLog
 from launchers.room import CannotFit
 from launchers.spec import EngineSpec
 from launchers.wishes import DRAIN as DRAIN
@@ -31,11 +30,6 @@ LEARN: Final = 10.0  # seconds between two looks at what a running engine holds
 
 class ManagedEngine(Wishes):
     """`run` is its task; for all else see `Wishes`."""
-
-    def __init__(self, spec: EngineSpec, house: House, output: EngineLog) -> None:
-        """Raises `SpecError` where that can't be launched."""
-        super().__init__(spec, house, output)
-        self._asleep = False  # its process is, or was when it was last asked
 
     async def run(self) -> None:
         """Until `close`."""
@@ -107,7 +101,7 @@ class ManagedEngine(Wishes):
             program = () if sleeper is not None else await starts.program(spec, house.means, self._say)
             async with house.room.admit(self, self._say):
                 if sleeper is not None:
-                    self._asleep = False
+                    self.sleeps_on = ()
                     await starts.wake(spec, house.means, sleeper, self._base_url, self._say)
                 else:
                     await starts.start(spec, program, house.means, self.output, self._say, self._spawned)
@@ -222,13 +216,12 @@ class ManagedEngine(Wishes):
         return "failed"
 
     async def _sleep(self) -> bool:
-        """Whether it sleeps now, its memory given back."""
-        if not self._asleep:
-            self._asleep = await starts.sleep(self.spec, self._house.means, self._base_url)
-        if self._asleep:
+        """Whether it sleeps now, most of its memory given back."""
+        if not self.sleeps_on and await starts.sleep(self.spec, self._house.means, self._base_url):
+            self.sleeps_on = tuple(self.claim or ())
             self._house.room.vacate(self)
             self._record()
-        return self._asleep
+        return bool(self.sleeps_on)
 
     def _spawned(self, started: starts.Started) -> None:
         """There is a process, which isn't ready yet."""
@@ -243,7 +236,7 @@ class ManagedEngine(Wishes):
             return False
         record = self._running.record
         try:
-            self._house.ledger.write(replace(record, fingerprint="") if self._asleep else record)
+            self._house.ledger.write(replace(record, fingerprint="") if self.sleeps_on else record)
         except OSError as exc:
             log.warning("%s: the next launcher won't find it again (%s)", self.spec.name, exc)
             return False
@@ -252,7 +245,7 @@ class ManagedEngine(Wishes):
     def _forget(self) -> None:
         """The process is gone."""
         self._house.room.vacate(self)
-        self._running, self._base_url, self._asleep = None, "", False
+        self._running, self._base_url, self.sleeps_on = None, "", ()
         with suppress(OSError):  # what is still in there is seen to have ended
             self._house.ledger.remove(self.spec.name)
 

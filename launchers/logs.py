@@ -22,7 +22,8 @@ TICK: Final = 0.1  # seconds between two looks at the file
 GULP: Final = 1 << 18  # bytes that one look reads; of a flood beyond that only the end is read
 PRIMED: Final = 1 << 18  # bytes of an earlier launcher's time that are shown
 LONGEST: Final = 1 << 14  # bytes of a line; a longer one is cut in pieces
-MARK: Final = "=== illm: "
+REMARK: Final = "=== illm: "  # begins a line of ours, also one of the guard's
+START: Final = "=== illm starts "  # begins the line with which a start begins
 
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r(?=.)", re.DOTALL)  # after a last \r there may come its \n
 _SEQUENCE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")  # ECMA-48
@@ -69,9 +70,9 @@ class EngineLog:
         return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def mark(self, text: str) -> None:
-        """A line of ours in the log, with the time: here begins a start. Raises OSError."""
+        """A line of ours in the log, with the time: here begins a start of what `text` says. Raises OSError."""
         self.last(0)  # what was there before belongs before it
-        line = f"{MARK}{time.strftime('%Y-%m-%d %H:%M:%S')} {self._blot(text)}"
+        line = f"{START}{time.strftime('%Y-%m-%d %H:%M:%S')} {self._blot(text)}"
         broken = b"\n" if self._partial else b""
         os.write(self._file(), broken + " ".join(line.splitlines()).encode(errors="replace") + b"\n")
 
@@ -119,13 +120,14 @@ class EngineLog:
     def since_mark(self, count: int) -> list[str]:
         """The last lines of those after the last mark."""
         lines = self.last(self._size)
-        marks = [place for place, line in enumerate(lines) if line.startswith(MARK)]
+        marks = [place for place, line in enumerate(lines) if line.startswith(START)]
         lines = lines[marks[-1] + 1 if marks else 0 :]
         return lines[max(len(lines) - count, 0) :]
 
     def last_words(self, count: int = 20) -> str:
-        """The lines since the last mark that tell best why the engine ended: `last_words.telling`."""
-        return "\n".join(telling(self.since_mark(self._size), count))
+        """The lines since the last mark that tell best why the engine ended (`last_words.telling`); none of ours."""
+        own = [line for line in self.since_mark(self._size) if not line.startswith(REMARK)]
+        return "\n".join(telling(own, count))
 
     async def follow(self, tail: int) -> AsyncGenerator[str, None]:
         """The last `tail` lines, then every new one, until `run` ends. Who is too slow misses lines, and is told."""
@@ -135,7 +137,7 @@ class EngineLog:
         while True:
             news = self._news  # before looking: what comes in between is not slept through
             if self._dropped > had:
-                yield f"{MARK}lines are left out here; {self.path} has them"
+                yield f"{REMARK}lines are left out here; {self.path} has them"
             for number, line in [entry for entry in self._ring if entry[0] > had]:
                 had = number
                 yield line
@@ -155,7 +157,7 @@ class EngineLog:
             self._at, self._partial = 0, b""
         if size - self._at > GULP:
             self._at, self._partial = size - GULP, b""
-            self._show(f"{MARK}a flood of lines is left out here; {self.path} has them", passing=False)
+            self._show(f"{REMARK}a flood of lines is left out here; {self.path} has them", passing=False)
         if data := os.pread(fd, size - self._at, self._at):
             self._at += len(data)
             self._take(data)

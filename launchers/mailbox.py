@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 Event = Mapping[str, Any]
@@ -51,6 +52,8 @@ class Board:
 
     def __init__(self) -> None:
         self._followers: set[Mailbox] = set()
+        self._nobody = asyncio.Event()  # follows
+        self._nobody.set()
         self.closed = False
 
     def close(self) -> None:
@@ -63,14 +66,24 @@ class Board:
     def followers(self) -> int:
         return len(self._followers)
 
+    async def left(self, patience: float) -> int:
+        """How many follow, once nobody does or after `patience` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._nobody.wait()
+        return len(self._followers)
+
     def follow(self) -> Mailbox:
         """A mailbox that gets everything from now on, until `leave`."""
         mailbox = Mailbox()
         self._followers.add(mailbox)
+        self._nobody.clear()
         return mailbox
 
     def leave(self, mailbox: Mailbox) -> None:
         self._followers.discard(mailbox)
+        if not self._followers:
+            self._nobody.set()
 
     def tell(self, key: str, event: Event) -> None:
         for follower in self._followers:

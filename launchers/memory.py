@@ -2,9 +2,9 @@
 
 No I/O, no clock, and it must not log; `room` carries the verdict out, `meters` and `gpu` measure.
 
-Idle engines go before those in use, the least recently used first. Pinned ones never go, nor does one that is on its
-way in or out, nor one that became ready only a moment ago (`min_residency`): swapping two models at every request
-would serve neither.
+Idle engines go before those in use, the least recently used first; between them come those that sleep, which hold on
+to a little and are ended for it. Pinned ones never go, nor does one that is on its way in or out, nor one that became
+ready only a moment ago (`min_residency`): swapping two models at every request would serve neither.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ class Fits:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """There is room once these have gone; none of them could stay. Those with leases are to be asked, and drain."""
+    """There is room once these have gone; none of them could stay. Those with leases are to be asked, and drain.
+    `asleep`: some of them sleep, and are to be ended."""
 
     names: tuple[str, ...]
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,10 @@ def decide(
     if scene.fits(leaving):
         return Wait(None, f"{_are(leaving)} still stopping")
     settled = [r for r in scene.residents if not (r.pinned or r.starting or r.stopping)]
-    idle = sorted((r for r in settled if not r.leases), key=lambda r: -(r.idle_for or 0.0))
+    free = sorted((r for r in settled if not r.leases), key=lambda r: -(r.idle_for or 0.0))
+    idle, asleep = [r for r in free if not r.asleep], [r for r in free if r.asleep]
     leased = sorted((r for r in settled if r.leases), key=lambda r: -r.ready_for)
-    for candidates in (idle, [*idle, *leased]):
+    for candidates in (idle, [*idle, *asleep], [*idle, *asleep, *leased]):
         if scene.fits(leaving | _names(candidates)):
             return _choose(scene, candidates, leaving)
     # Only those on their way could help now. A starting engine has taken some of its memory already, and what is free
@@ -88,7 +91,7 @@ def _choose(scene: Scene, candidates: Sequence[Resident], leaving: AbstractSet[s
         for spared in reversed(ripe):
             if scene.fits(leaving | (_names(chosen) - {spared.name})):
                 chosen.remove(spared)
-        return Evict(tuple(r.name for r in chosen))
+        return Evict(tuple(r.name for r in chosen), asleep=any(r.asleep for r in chosen))
     by_time = sorted(candidates, key=lambda r: r.stays_for)
     last = next(r for n, r in enumerate(by_time, 1) if scene.fits(leaving | _names(by_time[:n])))
     return Wait(last.stays_for, f"{last.name} stays for another {math.ceil(last.stays_for)} s (min_residency)")

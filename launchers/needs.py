@@ -40,7 +40,7 @@ class Needs:
         """Bytes on each device that it will use; None: not known before it ran. `there`: the devices of this machine.
 
         Reads the sizes of its files: blocks a little."""
-        learned = self._learned.get(fingerprint, {})
+        learned = self._learned.get(fingerprint, {}) if spec.image is None else {}
         needed: dict[Device, int | None] = {}
         for device in map(self._number, devices(spec, there)):
             reading = there.get(device)
@@ -69,10 +69,15 @@ def devices(spec: EngineSpec, there: Mapping[Device, Reading | None]) -> tuple[D
     """Where an engine's model will be: the GPUs it was given, else the first ones there are, else the CPU."""
     if spec.gpus:
         return spec.gpus
-    gpus = [device for device in there if device != CPU]
+    gpus = sorted((device for device in there if device != CPU), key=lambda device: _rank(device, there[device]))
     if spec.device in ("cpu", "mps") or not gpus:
         return (CPU,)
     return tuple(gpus[: spec.tensor_parallel or 1])
+
+
+def _rank(device: Device, reading: Reading | None) -> tuple[bool, bool, int, Device]:
+    """Measured ones first, then by number: what is merely declared may be named in any order."""
+    return reading is None, not device.isdigit(), int(device) if device.isdigit() else 0, device
 
 
 def _size_of_files(spec: EngineSpec, device: Device) -> int | None:

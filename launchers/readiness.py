@@ -14,10 +14,15 @@ import httpx
 
 from launchers.engines.base import LISTENING, LOADING, Question, Ready
 
-Stage = Literal["silent", "listening", "ready"]
+Stage = Literal["silent", "listening", "locked", "ready"]  # locked: it asks for a key, or for another one
 Say = Callable[[str, float | None], None]
 
+UNAUTHORIZED: Final = 401
 ASK_TIMEOUT: Final = 5.0  # seconds for one question; an engine that loads may be slow to answer
+
+
+class Unauthorized(Exception):
+    """It wants a key that it wasn't given."""
 
 
 class PreparationFailed(Exception):
@@ -36,19 +41,25 @@ class Asker:
         """How far it is. `model`: the name that its list must hold; None where it lists none."""
         try:
             health = await self._get(ready.health)
+            if health.status_code == UNAUTHORIZED:
+                return "locked"
             if health.status_code != 200:
                 return "listening"
             if ready.models is None or model is None:
                 return "ready"
             return "ready" if await self.lists(ready.models, model, ready.names) else "listening"
+        except Unauthorized:
+            return "locked"
         except httpx.ConnectError:
             return "silent"
         except httpx.HTTPError:  # it listens, and is too busy or too young to answer
             return "listening"
 
     async def lists(self, path: str, model: str, names: Iterable[str]) -> bool:
-        """Whether its list holds that model. Raises `httpx.HTTPError`."""
+        """Whether its list holds that model. Raises `Unauthorized` and `httpx.HTTPError`."""
         answer = await self._get(path)
+        if answer.status_code == UNAUTHORIZED:
+            raise Unauthorized
         try:
             value = answer.json()
         except ValueError:

@@ -24,6 +24,7 @@ log = logging.getLogger("illm.launcher")
 
 Say = Callable[[str, float | None], None]
 
+SETTLE: Final = 3.0  # seconds until it is seen what a sleeper gave back, and what it keeps
 COME_BACK: Final = 30.0  # seconds that memory may take to come back after its engine ended; drivers take a few
 LOOK: Final = 0.5  # seconds between two looks while waiting
 
@@ -42,9 +43,10 @@ class Occupant(Protocol):
     def fingerprint(self) -> str: ...
 
     claim: Mapping[Device, int] | None
+    sleeps_on: tuple[Device, ...]  # where it has something left while it sleeps
 
     def resident(self) -> Resident | None:
-        """What it holds at the moment, None for nothing."""
+        """What it holds at the moment, None for nothing; of a sleeper only on which devices."""
 
     async def evict(self, reason: str) -> None:
         """Returns when it has given its memory back; it may take as long as its requests."""
@@ -53,7 +55,7 @@ class Occupant(Protocol):
         """Its processes. Blocks a little."""
 
     def held(self) -> Mapping[Device, int]:
-        """What its processes are seen to hold. Blocks a little."""
+        """What its processes are seen to hold; of a sleeper in RAM too, where its weights are. Blocks a little."""
 
 
 class Room:
@@ -73,6 +75,10 @@ class Room:
         self._turns: dict[Device, asyncio.Lock] = {}
         self._vacated: dict[Device, float] = {}  # when somebody last gave memory back there
 
+    def measure_with(self, meter: Meter, budget: Callable[[], Mapping[Device, int]]) -> None:
+        """From the next look on."""
+        self._meter, self._budget = meter, budget
+
     async def read(self) -> tuple[Mapping[Device, Reading], Mapping[Device, int]]:
         """What every device has free now, and what is declared. Raises `CannotFit` for a budget file that can't be
         read."""
@@ -84,7 +90,7 @@ class Room:
     def _look(self, occupants: Iterable[Occupant]) -> tuple[Mapping[Device, Reading], Mapping[Device, int]]:
         own = [pid for one in occupants for pid in one.pids()]  # no strangers, whatever the driver calls them
         readings = {device: reading.without(own) for device, reading in self._meter.read().items()}
-        return readings, self._budget()
+        return readings, self._budget()  # after the look, which tells GPUs' UUIDs
 
     @asynccontextmanager
     async def admit(self, engine: Occupant, say: Say) -> AsyncIterator[None]:
@@ -110,8 +116,8 @@ class Room:
 
     async def learn(self, engine: Occupant) -> None:
         """Note what a running engine holds, for its next start and for those beside it."""
-        if engine.spec.memory is not None:
-            return
+        if engine.spec.memory is not None or engine.spec.image is not None:
+            return  # of a container only docker's client is seen from here
         measured = await asyncio.to_thread(engine.held)
         if engine.claim is None:  # it ended meanwhile
             return
@@ -125,7 +131,7 @@ class Room:
 
     def vacate(self, engine: Occupant) -> None:
         """It holds nothing any more; the device may take a while to show that."""
-        self._vacated |= dict.fromkeys(engine.claim or (), time.monotonic())
+        self._vacated |= dict.fromkeys((*(engine.claim or ()), *engine.sleeps_on), time.monotonic())
         engine.claim = None
 
     async def _need(self, engine: Occupant) -> dict[Device, int | None]:
@@ -140,33 +146,36 @@ class Room:
         want, waited = Want(engine.spec.name, need), False
         while True:
             readings, budget = await self.read()
-            residents = self._residents(engine)
+            residents = await self._residents()
             verdict = decide(want, residents, readings, budget)
             if isinstance(verdict, Fits):
                 return
-            if isinstance(verdict, Evict):
+            if isinstance(verdict, Evict) and not (verdict.asleep and self._may_come_back(need, SETTLE)):
                 await self._evict(verdict.names, engine, say)
                 continue
             if isinstance(verdict, Wait):
                 say(f"waiting for memory: {verdict.reason}", None)
                 await asyncio.sleep(min(verdict.seconds or LOOK, LOOK))
                 continue
-            assert isinstance(verdict, Never)
+            if isinstance(verdict, Evict):  # before a sleeper is ended: what others gave back may do
+                say("waiting for memory to come back", None)
+                await asyncio.sleep(LOOK)
+                continue
             # As if all had come back that is gone: no waiting helps where even that isn't enough.
             hoped = {device: replace(reading, free=reading.total) for device, reading in readings.items()}
             if isinstance(decide(want, residents, hoped, budget), Never):
                 raise CannotFit(verdict.reason)
-            if not self._may_come_back(need):
+            if not self._may_come_back(need, COME_BACK):
                 late = f" What ended before it has not come back within {COME_BACK:g} s." if waited else ""
                 raise CannotFit(verdict.reason + late)
             say("waiting for memory to come back", None)
             waited = True
             await asyncio.sleep(LOOK)
 
-    def _may_come_back(self, devices: Iterable[Device]) -> bool:
+    def _may_come_back(self, devices: Iterable[Device], seconds: float) -> bool:
         """Whether somebody left one of these so lately that its memory may still be on its way."""
         never = -math.inf
-        return max(self._vacated.get(device, never) for device in devices) + COME_BACK > time.monotonic()
+        return max(self._vacated.get(device, never) for device in devices) + seconds > time.monotonic()
 
     async def _evict(self, names: Sequence[str], engine: Occupant, say: Say) -> None:
         said = ", ".join(names)
@@ -175,9 +184,12 @@ class Room:
         victims = [one for one in self._occupants() if one.spec.name in names]
         await asyncio.gather(*(one.evict(f"its memory is wanted for {engine.spec.name}") for one in victims))
 
-    def _residents(self, newcomer: Occupant) -> list[Resident]:
-        found = (one.resident() for one in self._occupants() if one is not newcomer)
-        return [resident for resident in found if resident is not None]
+    async def _residents(self) -> list[Resident]:
+        """All that hold something, also the newcomer itself where it sleeps."""
+        sleepers = [one for one in self._occupants() if one.sleeps_on]
+        held = await asyncio.to_thread(lambda: {one.spec.name: one.held() for one in sleepers})
+        found = [resident for one in self._occupants() if (resident := one.resident()) is not None]
+        return [replace(r, need={**r.need, **held.get(r.name, {})}) if r.asleep else r for r in found]
 
 
 def _claim(need: Mapping[Device, int | None]) -> dict[Device, int]:

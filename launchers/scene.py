@@ -47,7 +47,7 @@ class Resident:
     `need`: bytes on each of its devices; 0 means that nobody knows, and then it is taken to hold what is otherwise
     unaccounted for. `ready_for`: seconds since it became ready. `idle_for`: seconds since its last lease ended, None
     while there is one. `starting`: what it needs isn't all gone from the measured free memory yet. `stopping`: what it
-    holds is about to come back by itself.
+    holds is about to come back by itself. `asleep`: it gave most of its memory back and holds the rest until it ends.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Resident:
     idle_for: float | None
     min_residency: float
     stopping: bool = False
+    asleep: bool = False
 
     @property
     def stays_for(self) -> float:
@@ -121,25 +122,43 @@ class Scene:
 
 def _in_the_way(resident: Resident, device: Device) -> bool:
     """Of a newcomer that wants all there is."""
-    return device in resident.need and not resident.pinned
+    return device in resident.need and not resident.pinned and not (resident.asleep and not resident.need[device])
 
 
 def look(
     want: Want, residents: Iterable[Resident], readings: Mapping[Device, Reading], budget: Mapping[Device, int]
 ) -> Scene:
     """With a guess for every need that nobody knows: an equal part of what is unaccounted for. Not for one that only
-    starts on the CPU: there all that other programs hold is unaccounted for."""
-    others = tuple(r for r in residents if r.name != want.name)
+    starts on the CPU: there all that other programs hold is unaccounted for. What `want` holds on to in its sleep is
+    free for it."""
+    known = _guessed([r for r in residents if r.name != want.name or r.asleep], readings, budget)
+    own = {device: size for r in known if r.name == want.name for device, size in r.need.items()}
+    seen = {
+        device: replace(reading, free=min(reading.free + own.get(device, 0), reading.total))
+        for device, reading in readings.items()
+    }
+    return Scene(want, tuple(r for r in known if r.name != want.name), seen, budget)
 
-    def puzzling(resident: Resident, device: Device) -> bool:
-        return resident.need.get(device) == 0 and not (device == CPU and resident.starting)
 
-    for device in dict.fromkeys(device for r in others for device in r.need if puzzling(r, device)):
-        known = sum(r.need.get(device, 0) for r in others)
+def _guessed(
+    residents: Iterable[Resident], readings: Mapping[Device, Reading], budget: Mapping[Device, int]
+) -> tuple[Resident, ...]:
+    found = tuple(residents)
+    for device in dict.fromkeys(device for r in found for device in r.need):
+        puzzles = _puzzles(found, device, device in readings)
+        known = sum(r.need.get(device, 0) for r in found)
         if (reading := readings.get(device)) is not None:
             spare = reading.total - reading.free - known - sum(h.bytes or 0 for h in reading.holders)
         else:
             spare = budget.get(device, 0) - known
-        guess = max(0, spare) // sum(puzzling(r, device) for r in others)
-        others = tuple(replace(r, need={**r.need, device: guess}) if puzzling(r, device) else r for r in others)
-    return Scene(want, others, readings, budget)
+        guess = max(0, spare) // max(len(puzzles), 1)
+        found = tuple(replace(r, need={**r.need, device: guess}) if r.name in puzzles else r for r in found)
+    return found
+
+
+def _puzzles(residents: Iterable[Resident], device: Device, measured: bool) -> frozenset[str]:
+    """Those whose part of the device is to be guessed: sleepers only where nobody is awake who may have it, and where
+    there is something to tell it from."""
+    unknown = [r for r in residents if r.need.get(device) == 0 and not (device == CPU and (r.starting or r.asleep))]
+    awake = frozenset(r.name for r in unknown if not r.asleep)
+    return awake or frozenset(r.name for r in unknown if measured)

@@ -54,7 +54,10 @@ def _why_not_on(scene: Scene, device: Device, gone: AbstractSet[str]) -> str:
 def _holders(scene: Scene, device: Device, gone: AbstractSet[str]) -> list[str]:
     """Who has the memory of a device, once those in `gone` have left."""
     stay = [r for r in scene.residents if r.name not in gone and r.need.get(device)]
-    said = [f"{r.name} ({'pinned, ' if r.pinned else ''}{words(r.need[device])})" for r in stay]
+    said = [
+        f"{r.name} ({'pinned, ' if r.pinned else ''}{'asleep, ' if r.asleep else ''}{words(r.need[device])})"
+        for r in stay
+    ]
     if (reading := scene.readings.get(device)) is None:
         return said
     said += [h.what if h.bytes is None else f"{h.what} ({words(h.bytes)})" for h in _biggest(reading)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -24,7 +24,12 @@ _TELLING: Final = 6  # characters; shorter ones are switches ("true") rather tha
 
 
 class SpecError(Exception):
-    """Something about an engine can't be done; the text is for people, and says what to do instead."""
+    """Something about an engine can't be done; the text is for people, and says what to do instead. `option`: the
+    member of its specification that asks for it, where it is one."""
+
+    def __init__(self, message: str, *, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -68,6 +73,8 @@ class EngineSpec:
     stop_timeout: float
     min_residency: float
     restarts: int
+    # Where people find it: the file and line, or who else set it, of each member that was set; of the whole under "".
+    where: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def secrets(self) -> tuple[str, ...]:

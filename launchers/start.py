@@ -10,8 +10,10 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,11 +22,11 @@ from typing import Final, Literal
 
 import httpx
 
-from launchers import dependencies, ports
+from launchers import dependencies, images, ports
 from launchers.engines.base import LOADING, Command, Engine, Phase, Place, Ready
 from launchers.engines.table import ENGINES, OUT_OF_MEMORY, PORT_TAKEN, launch
 from launchers.logs import EngineLog
-from launchers.process import NotStarted, Record, Running, spawn
+from launchers.process import NotStarted, Record, Running, environment, spawn
 from launchers.readiness import Asker, PreparationFailed, Say, phase_of
 from launchers.remains import clean_up
 from launchers.spec import EngineSpec, SpecError
@@ -34,6 +36,7 @@ log = logging.getLogger("illm.launcher")
 PORTS: Final = 3  # tries with other ports, where another program was faster
 FIRST_ASK: Final = 0.02  # seconds between two questions, growing to the longest
 LONGEST_ASK: Final = 1.0
+LOCKED: Final = 2.0  # seconds for which it must ask for a key: at first another program may answer at its port
 
 SLEEP: Final = 60.0  # seconds that an engine may take to go to sleep or to wake
 
@@ -56,9 +59,10 @@ class Means:
     client: httpx.AsyncClient
     runs: Path  # folder of run-time files
     environments: Path  # where engines are installed
+    label: str  # tells this launcher's containers from another's
     bind: str
     orphans: Literal["kill", "adopt"]
-    auto_install: bool
+    auto_install: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +79,19 @@ def fingerprint(spec: EngineSpec) -> str:
 
 
 async def program(spec: EngineSpec, means: Means, say: Say) -> tuple[str, ...]:
-    """The words that start its program, installed if need be and allowed, which takes minutes. Raises `StartFailed`,
-    also where its port is taken."""
+    """The words that start its program, which is installed if need be and allowed, or its image pulled: that takes
+    minutes. Raises `StartFailed`, also where its port is taken."""
     _port(spec, means.bind)
     engine = ENGINES[spec.kind]
     try:
-        return await asyncio.to_thread(dependencies.find, spec, engine, means.environments)
+        words = await asyncio.to_thread(dependencies.find, spec, engine, means.environments)
+        if spec.image is not None:
+            await images.ensure(words, spec.image, environment(spec.env), say)
+        return words
+    except images.PullFailed as exc:
+        raise StartFailed(f"can't start: {exc}", again=True) from None
     except dependencies.Missing as missing:
-        if not means.auto_install or spec.image or spec.command or not engine.install.packages:
+        if not means.auto_install() or spec.image or spec.command or not engine.install.packages:
             raise StartFailed(f"can't start: {missing}", again=False, code="engine_missing") from None
     say(f"installing {engine.title}", None)
     try:
@@ -105,7 +114,7 @@ async def start(
     and when cancelled, nothing of it is left."""
     engine = ENGINES[spec.kind]
     for attempt in range(1, PORTS + 1):
-        place = Place(means.bind, _port(spec, means.bind), words, container=f"illm-{spec.name}")
+        place = Place(means.bind, _port(spec, means.bind), words, container=f"illm-{spec.name}-{means.label}")
         running = await _spawn(spec, place, means, output)
         spawned(Started(running, base_url(means.bind, place.port)))
         try:
@@ -255,7 +264,7 @@ async def _until_ready(
     say("started", None)
 
     async def asking() -> None:
-        pause, prepared, shown = FIRST_ASK, False, "started"
+        pause, prepared, shown, locked = FIRST_ASK, False, "started", math.inf
         while True:
             stage = await ask.stage(ready if prepared else replace(ready, models=None), engine.listed(spec))
             if stage == "ready" and not prepared:
@@ -264,6 +273,9 @@ async def _until_ready(
                 continue
             if stage == "ready":
                 return
+            locked = min(locked, time.monotonic()) if stage == "locked" else math.inf
+            if time.monotonic() - locked >= LOCKED:
+                raise StartFailed(_locked(spec), again=False)
             if phase_of(stage) != shown:
                 shown = phase_of(stage)
                 say(shown, None)
@@ -285,6 +297,11 @@ async def _until_ready(
         question.cancel()
         end.cancel()
         await asyncio.gather(question, end, return_exceptions=True)
+
+
+def _locked(spec: EngineSpec) -> str:
+    what = "refuses its `api_key`; give it the one that the engine was told"
+    return f"answers 401: it {what if spec.api_key is not None else 'asks for a key; set its `api_key`'}"
 
 
 @contextmanager

@@ -7,14 +7,16 @@ signals (`__main__`).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from launchers import process, source, start
-from launchers.changes import Changes, changes
+from launchers.changes import Changes, changes, settled
 from launchers.engine import DRAIN, House, ManagedEngine
 from launchers.engines.table import ENGINES
 from launchers.gpu import NvidiaGpus, used_by
@@ -24,6 +26,7 @@ from launchers.mailbox import Board
 from launchers.meters import BudgetFile, HostMemory, Meter, Together, process_memory
 from launchers.needs import Needs
 from launchers.readiness import new_client
+from launchers.refusals import refuse
 from launchers.room import Room
 from launchers.spec import CPU, Device, Document, EngineSpec, LauncherSpec, SpecError
 
@@ -45,7 +48,8 @@ class Supervisor:
     """One launcher's engines. `begin` first, `close` last."""
 
     def __init__(self, folder: Path, command: Sequence[str], document: Document) -> None:
-        """`folder`: its state; `command` prints the document anew."""
+        """`folder`: its state; `command` prints the document anew. Raises `SpecError` for what can't be launched."""
+        refuse(document.engines)
         self.document = document
         self.board = Board()
         self._command = command
@@ -55,6 +59,7 @@ class Supervisor:
         self._kept: dict[str, _Kept] = {}
         self._reloading = asyncio.Lock()
         self._chores: list[asyncio.Task[None]] = []
+        self._file: asyncio.Task[None] | None = None  # watches it
         self._ending = False
         launcher = document.launcher
         runs = folder / "run"
@@ -66,9 +71,10 @@ class Supervisor:
             client=self._client,
             runs=runs,
             environments=folder.parent / "environments",  # one for all launchers of this user
+            label=hashlib.sha256(os.fsencode(folder)).hexdigest()[:8],
             bind=launcher.bind,
             orphans=launcher.orphans,
-            auto_install=launcher.auto_install,
+            auto_install=lambda: self.document.launcher.auto_install,
         )
         self._house = House(means, self.room, self.board, self._ledger, self._measure)
 
@@ -80,7 +86,7 @@ class Supervisor:
         return kept.engine if kept is not None else None
 
     async def begin(self) -> None:
-        """Take over or end what an earlier launcher left, then start what is to be started. Raises `SpecError`."""
+        """Take over or end what an earlier launcher left, then start what is to be started."""
         async with self._reloading:  # a reload that is asked for meanwhile comes after it
             engines = [self._make(spec) for spec in self.document.engines]
             by_name = {engine.spec.name: engine for engine in engines}
@@ -88,9 +94,7 @@ class Supervisor:
             for engine in engines:
                 self._run(engine)
         self._chores.append(asyncio.create_task(self._reaping(), name="reap"))
-        if self.document.launcher.watch and self.document.launcher.file is not None:
-            watching = self._watching(Path(self.document.launcher.file))
-            self._chores.append(asyncio.create_task(watching, name="watch settings"))
+        self._mind_file()
 
     async def reload(self, *, dry_run: bool = False) -> Changes:
         """Read the settings again and do what changed; returns when that is under way. Raises `SpecError`, and nothing
@@ -99,15 +103,22 @@ class Supervisor:
             document = await source.read(self._command)
             if self._ending:
                 raise SpecError("The launcher is ending.")
-            todo = changes(self.document.engines, document.engines, start.fingerprint)
+            refuse(document.engines)
+            launcher, taken, left = settled(self.document.launcher, document.launcher)
+            todo = replace(
+                changes(self.document.engines, document.engines, start.fingerprint), launcher=taken, left=left
+            )
             specs = {spec.name: spec for spec in document.engines}
             new = [self._make(specs[name]) for name in todo.start]  # all of them, before anything is changed
             if dry_run:
                 return todo
             log.info("reload: %s", todo)
-            if document.launcher != self.document.launcher:
-                log.warning("reload: the settings under `launcher` take effect when the launcher starts anew")
-            self.document = replace(document, launcher=self.document.launcher)
+            if left:
+                names = ", ".join(f"launcher.{name}" for name in left)
+                log.warning("reload: %s: what it says now takes effect when the launcher starts anew", names)
+            self.document = replace(document, launcher=launcher)
+            self.room.measure_with(*self._memory(launcher))
+            self._mind_file()
             for engine in new:
                 self._run(engine)
             await asyncio.gather(
@@ -119,7 +130,7 @@ class Supervisor:
     async def close(self, *, leave: bool = False, drain: float = DRAIN) -> None:
         """End all engines, or leave them to the next launcher, and everything of one's own."""
         self._ending = True
-        for chore in self._chores:
+        for chore in (*self._chores, *filter(None, (self._file,))):
             chore.cancel()
         if not leave:
             await asyncio.gather(*(kept.engine.close("the launcher ends", drain=drain) for kept in self._kept.values()))
@@ -211,9 +222,15 @@ class Supervisor:
             process.reap_strangers(guards | (children - before))
             before = children
 
+    def _mind_file(self) -> None:
+        """Watch the settings' file from now on, where that is asked for."""
+        launcher = self.document.launcher
+        if launcher.watch and launcher.file is not None and (self._file is None or self._file.done()):
+            self._file = asyncio.create_task(self._watching(Path(launcher.file)), name="watch settings")
+
     async def _watching(self, file: Path) -> None:
         seen = _stamp(file)
-        while True:
+        while self.document.launcher.watch:
             await asyncio.sleep(WATCH)
             stamp = _stamp(file)
             if stamp != seen:
@@ -230,13 +247,13 @@ class Supervisor:
             file = BudgetFile(Path(budget))
             return Together(HostMemory(), file), file.budget
         declared = budget or {}
-        return Together(HostMemory(), self._gpus), lambda: declared
+        return Together(HostMemory(), self._gpus), lambda: {self._gpus.number(gpu): declared[gpu] for gpu in declared}
 
     def _measure(self, devices: Collection[Device], pids: list[int]) -> Mapping[Device, int]:
-        if set(devices) == {CPU}:
-            return {CPU: process_memory(pids)}
-        readings = self._gpus.read()
-        measured = {device: used_by(readings[device], pids) for device in devices if device in readings}
+        measured: dict[Device, int | None] = {CPU: process_memory(pids)} if CPU in devices else {}
+        if set(devices) - {CPU}:
+            readings = self._gpus.read()
+            measured |= {device: used_by(readings[device], pids) for device in devices if device in readings}
         return {device: held for device, held in measured.items() if held}
 
 

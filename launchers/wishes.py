@@ -20,7 +20,7 @@ from launchers.mailbox import Board
 from launchers.memory import Device, Resident
 from launchers.process import Running
 from launchers.room import Room
-from launchers.spec import EngineSpec
+from launchers.spec import CPU, EngineSpec
 from launchers.ticket import Ticket, Tickets
 
 DRAIN: Final = 30.0  # seconds that requests under way have when a person or a reload stops their engine
@@ -69,6 +69,7 @@ class Wishes:
         self.fingerprint = starts.fingerprint(spec)
         self.output = output
         self.claim: Mapping[Device, int] | None = None
+        self.sleeps_on: tuple[Device, ...] = ()  # the devices of its claim before it slept; empty: it doesn't
         self.condition = Condition()
         self.tickets = Tickets()
         self._house = house
@@ -115,9 +116,10 @@ class Wishes:
         await self._stopped_by(Stop(reason, drain))
 
     async def evict(self, reason: str) -> None:
-        """Returns when it has given its memory back, after the requests under way; who waits for it goes on waiting."""
+        """Returns when it has given its memory back, after the requests under way; who waits for it goes on waiting.
+        Awake it may sleep, asleep it has to end."""
         self._keep = False
-        await self._stopped_by(Stop(reason, None, asleep=True))
+        await self._stopped_by(Stop(reason, None, asleep=not self.sleeps_on))
 
     async def replace(self, spec: EngineSpec) -> None:
         """Take a new specification over. The process ends only where it was told something else, and starts again if it
@@ -171,18 +173,20 @@ class Wishes:
 
     def resident(self) -> Resident | None:
         """See `room.Occupant`."""
-        if self.claim is None:
+        if self.claim is None and not self.sleeps_on:
             return None
+        asleep = self.claim is None
         return Resident(
             name=self.spec.name,
-            need=self.claim,
+            need=dict.fromkeys(self.sleeps_on, 0) if self.claim is None else self.claim,
             pinned=self.spec.pin,
             leases=self.tickets.leases,
-            starting=self.state == "starting",
+            starting=self.state == "starting" and not asleep,
             ready_for=self.condition.ready_for(),
-            idle_for=self.condition.idle_for(self.tickets),
-            min_residency=self.spec.min_residency,
+            idle_for=self.condition.unchanged_for() if asleep else self.condition.idle_for(self.tickets),
+            min_residency=0.0 if asleep else self.spec.min_residency,
             stopping=self.state == "stopping",
+            asleep=asleep,
         )
 
     def guards(self) -> list[int]:
@@ -195,9 +199,10 @@ class Wishes:
 
     def held(self) -> Mapping[Device, int]:
         """See `room.Occupant`."""
-        if self._running is None or not self.claim:
+        devices = (*self.sleeps_on, CPU) if self.claim is None and self.sleeps_on else tuple(self.claim or ())
+        if self._running is None or not devices:
             return {}
-        return self._house.measure(self.claim, self._running.pids())
+        return self._house.measure(devices, self._running.pids())
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

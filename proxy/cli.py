@@ -33,7 +33,8 @@ _SERVE: Final = """examples:
 _LAUNCH: Final = """examples:
   illm launch                                  what configs/illm.yaml has under engines:
   illm launch vllm --model Qwen/Qwen2.5-7B-Instruct --name qwen
-  illm launch command --name mine -- ./my-server --port {port}"""
+  illm launch command --name mine -- ./my-server --port {port}
+  illm launch --stop                           end it and its engines, also one that illm serve started"""
 
 _CONTROL: Final = {
     "ps": """examples:
@@ -192,6 +193,8 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
 
 
 def _add_launch(launch: argparse.ArgumentParser) -> None:
+    launch.add_argument("--stop", action="store_true", help="end the launcher that runs for these settings")
+    launch.add_argument("--leave", action="store_true", help="with --stop: its engines go on (orphans: adopt)")
     launch.add_argument("--print", action="store_true", help="print the launcher's document (JSON, with its secrets)")
     _add_engine(launch, "the engine's model, a name or a path")
     launch.set_defaults(run=_launch)

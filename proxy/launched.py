@@ -20,7 +20,7 @@ from proxy.engine_rows import NOWHERE, Row, Unreachable, settings
 from proxy.errors import error
 from proxy.gate import LeaseGate
 from proxy.health import HealthLoop
-from proxy.launcher_client import Address, LauncherClient, LauncherError
+from proxy.launcher_client import Address, LauncherClient, LauncherError, left_over
 from proxy.pool import Backend
 from proxy.registry import Registry
 from proxy.settings import BackendSettings, Settings
@@ -33,6 +33,7 @@ Launch = Callable[[Settings], tuple[Address, Revive | None]]
 
 FIRST_WAIT: Final = 0.2  # seconds before a launcher that is away is asked again; twice as long each time
 LONGEST_WAIT: Final = 5.0
+QUIET: Final = ("keep", "left")  # of what a reload tells: nothing changes there
 
 
 class Mirror:
@@ -101,8 +102,12 @@ class Launched:
         except LauncherError as exc:
             log.error("launcher '%s' goes on as it was: %s", self.name, exc)
             return
-        changes = [f"{what} {', '.join(map(str, names))}" for what, names in done.items() if names and what != "keep"]
+        changes = [
+            f"{what} {', '.join(map(str, names))}" for what, names in done.items() if names and what not in QUIET
+        ]
         log.info("launcher '%s' has read its settings: %s", self.name, "; ".join(changes) or "nothing changes")
+        if left := left_over(done):
+            log.warning("launcher '%s': %s", self.name, left)
 
     def make_room(self, names: Collection[str]) -> None:
         """Those backends' names are wanted for others: take mirrors out that have them, until `refill`."""

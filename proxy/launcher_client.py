@@ -21,6 +21,7 @@ UNIX: Final = "unix:"
 CONNECT: Final = 5.0  # seconds
 SILENCE: Final = 30.0  # seconds after which a stream of events counts as lost: a ping comes every ten
 ANSWER: Final = 30.0  # seconds for what a launcher knows by heart
+IN_USE: Final = "launcher_in_use"  # the code of an error
 PATIENCE: Final = 600.0  # seconds for what it has to do first: to stop an engine, to read its settings anew
 
 Event = dict[str, Any]
@@ -105,13 +106,15 @@ class LauncherClient:
                 yield piece
 
     async def reload(self, dry_run: bool = False) -> dict[str, Any]:
-        """What it does (or would do) about its settings as they are now: names by `start`, `stop`, `restart`,
-        `update`, `keep`."""
+        """What it does (or would do) about its settings as they are now: names of engines by `start`, `stop`,
+        `restart`, `update`, `keep`; of its own settings by `launcher` (taken over) and `left` (see `left_over`)."""
         return await self._ask("POST", "/reload", patience=PATIENCE, query={"dry_run": 1} if dry_run else {})
 
-    async def shutdown(self) -> None:
-        """It stops its engines and ends; returns at once."""
-        await self._ask("POST", "/shutdown")
+    async def shutdown(self, *, leave: bool = False, if_unused: bool = False) -> None:
+        """It stops its engines, or leaves them to the next launcher, and ends; returns at once. `if_unused`: it refuses
+        with `IN_USE` while a gateway follows it."""
+        query = {name: 1 for name, asked in (("leave", leave), ("if_unused", if_unused)) if asked}
+        await self._ask("POST", "/shutdown", query=query)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -181,6 +184,16 @@ class LauncherClient:
         if self.address.url.startswith(UNIX):
             return "Is it running? `illm launch` starts it; its log says why it ended."
         return "Check that `illm launch` runs on that machine and that the address is right."
+
+
+def left_over(plan: dict[str, Any]) -> str:
+    """What of the launcher's own settings a reload could not take over, a sentence with what to do; empty where there
+    is nothing."""
+    names = plan.get("left")
+    if not isinstance(names, list) or not names:
+        return ""
+    said = ", ".join(f"launcher.{name}" for name in names)
+    return f"A change of {said} takes effect when the launcher starts anew: `illm launch --stop`, then start it again."
 
 
 def _engine(name: str, what: str) -> str:

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from proxy.launcher_client import UNIX, Address, LauncherClient, LauncherError
+from proxy.launcher_client import UNIX, Address, LauncherClient, LauncherError, left_over
 from proxy.settings import LauncherSettings
 from proxy.settings_types import Key
 
 PATIENCE: Final = 30.0  # seconds until a launcher that was started must answer
 FAREWELL: Final = 15.0  # seconds that it gets to end its engines before nobody waits for it any more
+CHECKING: Final = 60.0  # seconds that it gets to read the settings and say what is wrong with them
 POLL: Final = 0.05
 LONGEST_SOCKET: Final = 103  # bytes of a socket's path; Linux takes 107, macOS 103
 LOG_TAIL: Final = 2000  # characters
@@ -101,6 +102,16 @@ def command(place: Home, source: Sequence[str], *, for_gateway: bool) -> list[st
     return [sys.executable, "-P", "-m", "launchers", "--state", str(place.folder), *mode, "--", *source]
 
 
+def problems(source: Sequence[str]) -> list[str]:
+    """What the launcher itself would refuse of the settings, a line each. Blocks for a second."""
+    words = [sys.executable, "-P", "-m", "launchers", "--check", "--", *source]
+    try:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHECKING)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return [f"The launcher did not read the settings within {CHECKING:g} s."]
+    return (done.stderr if done.returncode else done.stdout).splitlines()
+
+
 def ensure(place: Home, there: Address, source: Sequence[str], open_files: int | None = None) -> str:
     """Make sure that a launcher runs there, by the settings as they are now; a line about it for people.
 
@@ -108,20 +119,31 @@ def ensure(place: Home, there: Address, source: Sequence[str], open_files: int |
     process has it. Raises `LauncherError`.
     """
     if listens(there):
-        asyncio.run(_reload(there))
-        return f"The launcher that runs already (pid {about(there).get('pid')}) read the settings anew."
+        left = left_over(asyncio.run(_reload(there)))
+        said = f"The launcher that runs already (pid {about(there).get('pid')}) read the settings anew."
+        return f"{said} {left}".rstrip()
     place.make()
     process, start = _spawn(place, _limited(command(place, source, for_gateway=True), open_files))
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         ended = process.poll() is not None  # before the look: another may have been faster, and is there now
-        if listens(there):
-            return f"Started the launcher (pid {about(there).get('pid')}; its log: {place.log})."
+        if listens(there) and (pid := _pid(there, process)) is not None:
+            return f"Started the launcher (pid {pid}; its log: {place.log})."
         if ended:
             raise LauncherError(f"The launcher did not start. {_last_words(place, start)}")
         time.sleep(POLL)
     process.terminate()
     raise LauncherError(f"The launcher did not answer within {PATIENCE:g} s. {_last_words(place, start)}")
+
+
+def _pid(there: Address, process: subprocess.Popen[bytes]) -> object:
+    """Of the launcher that answers there; None where the one that was started ended before it did."""
+    try:
+        return about(there).get("pid")
+    except LauncherError:
+        if process.poll() is None and listens(there):
+            raise
+        return None
 
 
 def listens(there: Address) -> bool:
@@ -144,13 +166,19 @@ def about(there: Address) -> dict[str, Any]:
     return asyncio.run(_about(there))
 
 
-def tell_to_end(there: Address) -> None:
-    """Tell it to stop its engines and end. Raises `LauncherError`."""
-    asyncio.run(_shutdown(there))
+def end(there: Address) -> None:
+    """Tell it to stop its engines and end, and wait until it has, or for `FAREWELL` seconds. Raises `LauncherError`."""
+    tell_to_end(there)
+    see_end(there)
 
 
-def await_end(there: Address) -> None:
-    """Wait until it has ended, or for `FAREWELL` seconds."""
+def tell_to_end(there: Address, *, leave: bool = False, if_unused: bool = False) -> None:
+    """See `LauncherClient.shutdown`. Raises `LauncherError`."""
+    asyncio.run(_shutdown(there, leave=leave, if_unused=if_unused))
+
+
+def see_end(there: Address) -> None:
+    """Until it has ended, or for `FAREWELL` seconds."""
     deadline = time.monotonic() + FAREWELL
     while listens(there) and time.monotonic() < deadline:
         time.sleep(POLL)
@@ -164,18 +192,18 @@ async def _about(there: Address) -> dict[str, Any]:
         await client.aclose()
 
 
-async def _reload(there: Address) -> None:
+async def _reload(there: Address) -> dict[str, Any]:
     client = LauncherClient(there)
     try:
-        await client.reload(False)
+        return await client.reload(False)
     finally:
         await client.aclose()
 
 
-async def _shutdown(there: Address) -> None:
+async def _shutdown(there: Address, *, leave: bool, if_unused: bool) -> None:
     client = LauncherClient(there)
     try:
-        await client.shutdown()
+        await client.shutdown(leave=leave, if_unused=if_unused)
     finally:
         await client.aclose()
 

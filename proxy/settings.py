@@ -9,11 +9,12 @@ environment in `settings_environment.py`, laying the sources over one another an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from proxy.dialects.base import EngineKind
@@ -59,6 +60,13 @@ __all__ = [
 ]
 
 DEFAULT_CONFIG: Final = Path("configs/illm.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Who set what. Settings that say the same are the same, whoever set them."""
+
+    labels: Mapping[Place, str] = field(default_factory=dict, compare=False)
 
 
 class Settings(BaseSettings):
@@ -109,6 +117,12 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments only: `load_settings` reads the rest, and knows which line or variable a wrong value is from."""
         return (init_settings,)
+
+    _origins: Origins = PrivateAttr(default_factory=Origins)
+
+    def origin(self, *place: str) -> str | None:
+        """Who set that very value: `configs/illm.yaml:12`, a variable, the command line; None where nobody did."""
+        return self._origins.labels.get(place)
 
     @property
     def explicit(self) -> frozenset[str]:
@@ -182,6 +196,7 @@ def load_settings(
         problems += explain(Settings, layers, exc)
     if problems:
         raise SettingsError(*problems)
+    settings._origins = Origins({place: origin.label for place, origin in layers.origins.items()})
     return settings
 
 

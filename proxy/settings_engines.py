@@ -88,7 +88,10 @@ class EngineSettings(Section):
         default=None, description="Path that answers 200 once it is ready; left out: the engine's own."
     )
     image: Name | None = Field(default=None, description="Run it in a container of this image.")
-    volumes: tuple[Volume, ...] = Field(default=(), description="What the container sees: SOURCE:/TARGET[:ro].")
+    volumes: tuple[Volume, ...] = Field(
+        default=(),
+        description="What the container sees: SOURCE:/TARGET[:ro]. What it downloads has a volume by itself.",
+    )
     gpus: tuple[Gpu, ...] = Field(default=(), description="The GPUs it may use: numbers or UUIDs. None: its choice.")
     port: int | None = Field(default=None, ge=1, le=65535, description="Where it listens; left out: a free port.")
     memory: Size | None = Field(

@@ -34,11 +34,19 @@ def _engine_files(engine: dict[str, Any], folder: Path, home: str | None) -> Non
     for name in _FILES:
         if isinstance(engine.get(name), str) and engine[name]:
             path = _expanded(engine[name], folder, home)
-            if path.exists() or engine[name].startswith(("./", "../", "~/")):
+            if path.exists() or engine[name].startswith(("./", "../", "~/")) or _is_weights(engine, engine[name]):
                 engine[name] = str(path)
     volumes = engine.get("volumes")
     if isinstance(volumes, list):
         engine["volumes"] = [_volume(volume, folder, home) for volume in volumes]
+
+
+def _is_weights(engine: dict[str, Any], name: str) -> bool:
+    """Whether it means a file of weights, be it there or not: it may come later. OWNER/REPOSITORY/FILE.gguf is a name
+    that some engines fetch, and a command's path in a container is the container's."""
+    if engine.get("image") is not None and engine.get("kind") == "command":
+        return False
+    return name.endswith(".gguf") and (engine.get("kind") == "llamacpp" or name.count("/") != 2)
 
 
 def _volume(volume: Any, folder: Path, home: str | None) -> Any:

@@ -2,6 +2,7 @@
 skipped, and so is one that is marked slow, unless SLOW_TESTS=1 (as in CI), or interpreted, where proxy is compiled."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,6 +17,10 @@ pytest_plugins = ["tests.engines.fixtures"]
 # How fast this machine is at the moment is nothing that a test may fail of.
 settings.register_profile("illm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("illm")
+
+# A shell's background jobs ignore interrupts, and so would all that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nor is how long it stands still: what the product gives up on after a second or two, it doesn't in tests of other
 # things. (Where the hot path is compiled, the first of these is a constant that nothing changes.)

@@ -98,6 +98,8 @@ class Image:
     entrypoint: str | None = None
     shared_memory: bool = False  # its processes need more of it than a container has
     gpus: bool = False  # it is of no use without: it gets all of them where none is named
+    caches: tuple[str, ...] = ()  # VOLUME:FOLDER of what it downloads, which outlives the container
+    env: Mapping[str, str] = field(default_factory=dict)  # what makes it download to there
 
 
 def _public(spec: EngineSpec) -> str | None:

@@ -20,7 +20,8 @@ def command(spec: EngineSpec, place: Place) -> Command:
     if spec.port is None and not any("{port}" in text for text in told):
         raise SpecError(
             f"{spec.name}: nothing tells the program where to listen; write {{port}} into its command, or set `port` "
-            f"to where it always listens."
+            f"to where it always listens.",
+            option="command",
         )
     values = {"port": str(place.port), "host": place.host, "name": spec.public}
     if spec.model is not None:

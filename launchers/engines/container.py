@@ -1,8 +1,8 @@
 """An engine in a container: its command line as the arguments of `docker run`.
 
 The container listens on the same port as the engine would, published at the engine's address alone. Model files are
-mounted read-only where they are outside. The environment goes by name, so that no secret stands in the command line;
-docker fetches the values from its own. Pure: no look at files, no docker.
+mounted read-only where they are outside; what it downloads goes to volumes that stay. The environment goes by name, so
+that no secret stands in the command line; docker fetches the values from its own. Pure: no look at files, no docker.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def contain(
     behind, and may be run when there is none."""
     docker = place.program or DOCKER
     if spec.device == "mps":
-        raise SpecError(f"{spec.name}: a container can't use Apple's GPU; leave out `image`, or set `device: cpu`.")
+        raise SpecError(
+            f"{spec.name}: a container can't use Apple's GPU; leave out `image`, or set `device: cpu`.", option="device"
+        )
     host = f"[{place.host}]" if ":" in place.host else place.host
     argv = [*docker, "run", "--rm", "--init", "--name", place.container, "-p", f"{host}:{place.port}:{place.port}"]
     gpus = _gpus(spec, image)
@@ -38,7 +40,7 @@ def contain(
         argv += ["--gpus", gpus]
     if image.shared_memory:
         argv += ["--ipc", "host"]
-    for volume in (*spec.volumes, *_mounts(spec)):
+    for volume in (*caches(spec, image), *spec.volumes, *_mounts(spec)):
         argv += ["-v", volume]
     for name in dict.fromkeys((*_FROM_OUTSIDE, *sorted(env))):
         argv += ["-e", name]
@@ -54,9 +56,23 @@ def _gpus(spec: EngineSpec, image: Image) -> str | None:
     return "all" if spec.device == "cuda" or (image.gpus and spec.device is None) else None
 
 
+def _targets(volumes: Iterable[str]) -> list[PurePosixPath]:
+    return [PurePosixPath(volume.split(":")[1]) for volume in volumes if ":" in volume]
+
+
+def caches(spec: EngineSpec, image: Image) -> list[str]:
+    """The volumes for what it downloads; not where one of the user's own has something to do with that folder."""
+    own = _targets(spec.volumes)
+
+    def is_theirs(folder: PurePosixPath) -> bool:
+        return any(folder.is_relative_to(target) or target.is_relative_to(folder) for target in own)
+
+    return [volume for volume in image.caches if not is_theirs(*_targets((volume,)))]
+
+
 def _mounts(spec: EngineSpec) -> list[str]:
     """Folders of the model's files, at their own paths, where no volume has them already."""
-    targets = [PurePosixPath(volume.split(":")[1]) for volume in spec.volumes if ":" in volume]
+    targets = _targets(spec.volumes)
     folders: list[PurePosixPath] = []
     for text in (spec.model, spec.mmproj):
         if text is None or not is_path(text) or spec.kind == "command":
@@ -64,7 +80,8 @@ def _mounts(spec: EngineSpec) -> list[str]:
         path = PurePosixPath(text)
         if not path.is_absolute():
             raise SpecError(
-                f"{spec.name}: in a container {text!r} means another file; write the whole path, from / on."
+                f"{spec.name}: in a container {text!r} means another file; write the whole path, from / on.",
+                option="model" if text == spec.model else "mmproj",
             )
         folder = _folder(path)
         if folder not in folders and not any(path.is_relative_to(target) for target in targets):

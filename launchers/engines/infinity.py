@@ -49,7 +49,11 @@ ENGINE: Final = Engine(
     command=command,
     ready=lambda spec: Ready("/health", "/models"),
     install=Install("pip install 'infinity-emb[torch,server]'", ("infinity-emb[torch,server]",)),
-    image=Image(("v2",)),
+    image=Image(
+        ("v2",),
+        caches=("illm-huggingface:/app/.cache/huggingface",),
+        env={"HF_HOME": "/app/.cache/huggingface"},
+    ),
     phases=(
         *HUB_DOWNLOAD,
         Phase(re.compile(r"Creating \d+ engines|model=`.*` selected|Load pretrained"), LOADING),

@@ -16,6 +16,7 @@ from launchers.engines.base import (
     WARMING,
     Command,
     Engine,
+    Image,
     Install,
     Phase,
     Place,
@@ -92,6 +93,11 @@ ENGINE: Final = Engine(
     install=Install(
         "`brew install llama.cpp`, your distribution's llama.cpp package, or a release from "
         "https://github.com/ggml-org/llama.cpp/releases; or set `image: ghcr.io/ggml-org/llama.cpp:server`"
+    ),
+    image=Image(
+        # its newer versions keep what they fetch where Hugging Face's own programs do
+        caches=("illm-llamacpp:/root/.cache/llama.cpp", "illm-huggingface:/root/.cache/huggingface"),
+        env={"LLAMA_CACHE": "/root/.cache/llama.cpp"},
     ),
     phases=(
         Phase(re.compile(r"trying to download model|[Dd]ownloading (?:from|model)"), DOWNLOADING),

@@ -30,7 +30,8 @@ def command(spec: EngineSpec, place: Place) -> Command:
     if is_path(str(spec.model)):
         raise SpecError(
             f"{spec.name}: Ollama takes a model's name (`qwen2:7b`, `hf.co/ORG/REPO:QUANT`), not the file "
-            f"{spec.model!r}; `kind: llamacpp` runs a GGUF file."
+            f"{spec.model!r}; `kind: llamacpp` runs a GGUF file.",
+            option="model",
         )
     authority = f"[{place.host}]" if ":" in place.host else place.host
     env = {
@@ -69,7 +70,7 @@ ENGINE: Final = Engine(
     command=command,
     ready=lambda spec: Ready("/api/version", "/api/tags"),
     install=Install("see https://ollama.com/download, or set `image: ollama/ollama`"),
-    image=Image(("serve",)),
+    image=Image(("serve",), caches=("illm-ollama:/root/.ollama",)),
     listed=lambda spec: spec.model,
     prepare=prepare,
 )

@@ -60,7 +60,12 @@ ENGINE: Final = Engine(
     command=command,
     ready=lambda spec: Ready("/health", "/v1/models"),
     install=Install("pip install 'sglang[all]'", ("sglang[all]",)),
-    image=Image(("python3", "-m", "sglang.launch_server"), shared_memory=True, gpus=True),
+    image=Image(
+        ("python3", "-m", "sglang.launch_server"),
+        shared_memory=True,
+        gpus=True,
+        caches=("illm-huggingface:/root/.cache/huggingface",),
+    ),
     phases=(
         *HUB_DOWNLOAD,
         Phase(re.compile(r"checkpoint shards: +(?P<percent>\d+)% Completed"), LOADING),

@@ -15,7 +15,7 @@ from typing import Final
 
 from launchers.engines import command, infinity, llamacpp, ollama, sglang, tei, tgi, transformers, vllm
 from launchers.engines.base import Command, Engine, Option, Place
-from launchers.engines.container import INSIDE, contain
+from launchers.engines.container import INSIDE, caches, contain
 from launchers.spec import EngineSpec, Kind, SpecError
 
 ENGINES: Final[Mapping[Kind, Engine]] = MappingProxyType(
@@ -57,7 +57,9 @@ def launch(spec: EngineSpec, place: Place) -> Command:
     entrypoint, words = engine.image.entrypoint, argv
     if spec.command and spec.kind != "command":
         entrypoint, words = argv[0], argv[1:]
-    return contain(spec, engine.image, words, {**_COMMON, **told.env, **own}, place, entrypoint)
+    where = engine.image.env if caches(spec, engine.image) else {}
+    env = {**_COMMON, **where, **told.env, **own}
+    return contain(spec, engine.image, words, env, place, entrypoint)
 
 
 def program(spec: EngineSpec, engine: Engine) -> tuple[str, ...]:
@@ -77,15 +79,19 @@ def refuse_unknown(spec: EngineSpec, engine: Engine) -> None:
             shown = "unload: sleep" if option == "sleep" else option
             raise SpecError(
                 f"{spec.name}: {engine.title} has no option `{shown}` (which is for {', '.join(kinds)}). Take it out; "
-                f"what is peculiar to an engine goes into `args` or `env`."
+                f"what is peculiar to an engine goes into `args` or `env`.",
+                option="unload" if option == "sleep" else option,
             )
     if spec.device is not None and spec.device not in engine.devices:
         raise SpecError(
             f"{spec.name}: {engine.title} can't use `device: {spec.device}`; it can use "
-            f"{' or '.join(sorted(engine.devices))}."
+            f"{' or '.join(sorted(engine.devices))}.",
+            option="device",
         )
     if spec.device == "cpu" and spec.gpus:
-        raise SpecError(f"{spec.name}: `device: cpu` and `gpus` contradict one another; keep one of them.")
+        raise SpecError(
+            f"{spec.name}: `device: cpu` and `gpus` contradict one another; keep one of them.", option="gpus"
+        )
 
 
 def _options(spec: EngineSpec) -> dict[Option, bool]:

@@ -10,7 +10,19 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from launchers.engines.base import DOWNLOADING, LOADING, WARMING, Command, Engine, Install, Phase, Place, Ready, words
+from launchers.engines.base import (
+    DOWNLOADING,
+    LOADING,
+    WARMING,
+    Command,
+    Engine,
+    Image,
+    Install,
+    Phase,
+    Place,
+    Ready,
+    words,
+)
 from launchers.spec import EngineSpec
 
 
@@ -39,6 +51,7 @@ ENGINE: Final = Engine(
         "`brew install text-embeddings-inference`, or set `image: "
         "ghcr.io/huggingface/text-embeddings-inference:cpu-1.8` (see its documentation for the tag of your GPU)"
     ),
+    image=Image(caches=("illm-huggingface:/data",), env={"HUGGINGFACE_HUB_CACHE": "/data/hub"}),
     phases=(
         Phase(re.compile(r"Starting download|Downloading `"), DOWNLOADING),
         Phase(re.compile(r"Starting model backend|Starting \w+ model on"), LOADING),

@@ -62,7 +62,12 @@ ENGINE: Final = Engine(
         "it is made for its container: set `image: ghcr.io/huggingface/text-generation-inference:3.3.5`, or build it "
         "from https://github.com/huggingface/text-generation-inference"
     ),
-    image=Image(shared_memory=True, gpus=True),
+    image=Image(
+        shared_memory=True,
+        gpus=True,
+        caches=("illm-huggingface:/data",),
+        env={"HUGGINGFACE_HUB_CACHE": "/data/hub"},  # as the other engines lay that volume out
+    ),
     devices=frozenset(("cpu", "cuda")),
     phases=(
         Phase(re.compile(r"Download: \[(?P<done>\d+)/(?P<total>\d+)\]"), DOWNLOADING),

@@ -32,7 +32,10 @@ ENGINE: Final = Engine(
     command=command,
     ready=lambda spec: Ready("/health"),
     install=Install("pip install 'transformers[serving]' requests", ("transformers[serving]", "requests")),
-    image=Image(("transformers", "serve")),
+    image=Image(
+        ("transformers", "serve"),
+        caches=("illm-transformers:/root/.cache/huggingface",),  # its own: what is in there is what it lists
+    ),
     phases=(
         *HUB_DOWNLOAD,
         Phase(re.compile(r"Loading weights: +(?P<percent>\d+)%"), LOADING),

@@ -34,7 +34,9 @@ SHARE: Final = 0.92  # of a GPU, which it takes where nothing is said; older ver
 def command(spec: EngineSpec, place: Place) -> Command:
     sleeps = spec.unload == "sleep"
     if sleeps and spec.device == "cpu":
-        raise SpecError(f"{spec.name}: vLLM sleeps only on a GPU; leave out `unload: sleep`, or `device: cpu`.")
+        raise SpecError(
+            f"{spec.name}: vLLM sleeps only on a GPU; leave out `unload: sleep`, or `device: cpu`.", option="unload"
+        )
     module = any("vllm.entrypoints" in word for word in place.program)
     argv = (
         *place.program,
@@ -85,7 +87,13 @@ ENGINE: Final = Engine(
     command=command,
     ready=lambda spec: Ready("/health", "/v1/models"),
     install=Install("pip install vllm", ("vllm",)),
-    image=Image(("serve",), entrypoint="vllm", shared_memory=True, gpus=True),
+    image=Image(
+        ("serve",),
+        entrypoint="vllm",
+        shared_memory=True,
+        gpus=True,
+        caches=("illm-huggingface:/root/.cache/huggingface",),
+    ),
     devices=frozenset(("cpu", "cuda")),
     phases=(
         *HUB_DOWNLOAD,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,8 @@ from proxy.commands.check_engines import EngineRow, engine_problems, engine_rows
 from proxy.commands.check_port import Port, look_at_port
 from proxy.commands.find import Answer, answers
 from proxy.commands.say import STATES, complain, say, say_json, table
+from proxy.commands.source import Asked
+from proxy.launcher_process import problems
 from proxy.settings import Settings, SettingsError, load_settings, settings_file
 
 TO_FIX: Final = 1
@@ -51,7 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             complain(f"the settings are wrong:\n{exc}")
         return WRONG
-    found = asyncio.run(_find(arguments, settings, file))
+    source = Asked(file.absolute() if file else None).source()
+    found = asyncio.run(_find(arguments, settings, file, source))
     if arguments.json:
         say_json(_as_json(found))
     else:
@@ -59,21 +63,21 @@ def run(arguments: argparse.Namespace) -> int:
     return TO_FIX if found.problems else 0
 
 
-async def _find(arguments: argparse.Namespace, settings: Settings, file: Path | None) -> Findings:
+async def _find(
+    arguments: argparse.Namespace, settings: Settings, file: Path | None, source: Sequence[str]
+) -> Findings:
     looks = asyncio.create_task(look_at_all(settings))
     listening = asyncio.create_task(look_at_port(settings))
+    refused = asyncio.create_task(asyncio.to_thread(problems, source)) if settings.engines else None
     async with answers(argparse.Namespace(config=arguments.config, launcher=None)) as launchers:
         there, port = await looks, await listening
         engines = engine_rows(settings, launchers)
         public = frozenset(row.model for row in engines)
-        problems = [
-            *backend_problems(settings, there, public),
-            *engine_problems(settings, launchers),
-            *port.problems(),
-        ]
+        wrong = [*backend_problems(settings, there, public), *(await refused if refused is not None else ())]
+        wrong += [*engine_problems(settings, launchers), *port.problems()]
         if not settings.demo and not any(look.told.state == "ready" for look in there) and not engines:
-            problems.append("There is nothing to serve: no engine answers. Start one, or name it under backends:.")
-        return Findings(file, there, list(launchers), engines, problems, port)
+            wrong.append("There is nothing to serve: no engine answers. Start one, or name it under backends:.")
+        return Findings(file, there, list(launchers), engines, wrong, port)
 
 
 def _show(found: Findings, settings: Settings) -> None:

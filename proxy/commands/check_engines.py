@@ -64,17 +64,17 @@ def engine_rows(settings: Settings, launchers: Sequence[Answer]) -> list[EngineR
 
 def engine_problems(settings: Settings, launchers: Sequence[Answer]) -> Iterator[str]:
     """What is to be fixed, a sentence each."""
-    running: set[str] = set()
+    told: set[str] = set()
     for one in launchers:
         if one.problem is not None:
             yield one.problem
         for row in one.engines:
-            if row.get("state") in ("ready", "starting"):
-                running.add(str(row.get("name")))
+            if row.get("state") in ("ready", "starting", *_WRONG):
+                told.add(str(row.get("name")))  # what might be missing isn't, or was named
             if row.get("state") in _WRONG:
                 yield _failed(row)
     for key, engine in settings.engines.items():
-        if key not in running:
+        if key not in told:
             yield from (f"Engine '{key}': {problem}" for problem in _missing(engine, settings.auto_install))
 
 

@@ -17,12 +17,12 @@ from typing import Any, Final
 from proxy.commands import progress
 from proxy.commands.find import Answer, Row, answers, ask, nobody, one, shown
 from proxy.commands.say import complain, say, say_json
-from proxy.launcher_client import LauncherClient, LauncherError
+from proxy.launcher_client import LauncherClient, LauncherError, left_over
 
 INTERVAL: Final = 1.0  # seconds between two looks of `ps --watch`
 FAILED: Final = 1
 STOPPED_READING: Final = 130
-PLAN: Final = ("start", "stop", "restart", "update", "keep")
+PLAN: Final = ("start", "stop", "restart", "update", "keep", "launcher")
 
 
 def ps(arguments: argparse.Namespace) -> int:
@@ -189,4 +189,6 @@ async def _reload(arguments: argparse.Namespace) -> int:
                 continue
             words = [f"{what}: {', '.join(plan[what])}" for what in PLAN if plan.get(what)]
             say(f"{answer.name}: {'; '.join(words) or 'no engines'}")
+            if left := left_over(plan):
+                say(f"{answer.name}: {left}")
         return status

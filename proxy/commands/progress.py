@@ -19,12 +19,25 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 COLUMNS: Final = ("NAME", "KIND", "STATE", "PROGRESS", "MODEL", "MEMORY", "IDLE", "PID", "ADDRESS")
+LAUNCHER: Final = "LAUNCHER"
+WHOLE: Final = ("NAME", "PID", "ADDRESS")  # columns that are copied from
 _STYLES: Final = {"ready": "green", "starting": "yellow", "stopping": "yellow", "backoff": "yellow", "fatal": "red"}
 _STEP: Final = 10  # percent between two plain lines
 
 
-def cells(row: Row) -> list[str]:
-    """A row of the table, in the order of `COLUMNS`."""
+def header(rows: Sequence[Row]) -> list[str]:
+    """`COLUMNS`, and whose engine each is where there are several launchers."""
+    several = len({row.get("launcher") for row in rows}) > 1
+    return [*COLUMNS[:1], *((LAUNCHER,) if several else ()), *COLUMNS[1:]]
+
+
+def cells(row: Row, columns: Sequence[str] = COLUMNS) -> list[str]:
+    """A row of the table, in the order of `columns`."""
+    told = dict(zip((LAUNCHER, *COLUMNS), [str(row.get("launcher") or ""), *_cells(row)], strict=True))
+    return [told[name] for name in columns]
+
+
+def _cells(row: Row) -> list[str]:
     state, phase = str(row.get("state", "?")), row.get("phase")
     return [
         str(row.get("name", "?")),
@@ -41,19 +54,24 @@ def cells(row: Row) -> list[str]:
 
 def lines(rows: Sequence[Row]) -> list[str]:
     """The table as text, columns aligned, nothing cut off."""
-    return aligned([list(COLUMNS), *map(cells, rows)])
+    columns = header(rows)
+    return aligned([columns, *(cells(row, columns) for row in rows)])
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
-    """The table for a terminal."""
+    """The table for a terminal: where that is narrow, words go on in the next line, and no address is cut."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*COLUMNS, box=None, pad_edge=False, header_style="bold")
+    columns = header(rows)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name in WHOLE)
     for row in rows:
         style = _STYLES.get(str(row.get("state")), "dim")
         texts = [
-            Text(cell, style=style if name == "STATE" else "") for name, cell in zip(COLUMNS, cells(row), strict=True)
+            Text(cell, style=style if name == "STATE" else "")
+            for name, cell in zip(columns, cells(row, columns), strict=True)
         ]
         table.add_row(*texts)
     return table

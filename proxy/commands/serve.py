@@ -17,7 +17,7 @@ from typing import Any
 from proxy import launcher_process
 from proxy.commands.source import Asked, UsageError, asked
 from proxy.launched import Revive
-from proxy.launcher_client import Address, LauncherError
+from proxy.launcher_client import IN_USE, Address, LauncherError
 from proxy.open_files import raise_limit
 from proxy.settings import Settings
 
@@ -101,19 +101,19 @@ def _serving(settings: Settings) -> Callable[..., None]:
 
 
 def _end_launcher(there: Address) -> None:
-    """The launcher ends too, unless it was there by itself. One more Ctrl-C ends the wait for it, but not before it was
-    told: it would run on."""
+    """The launcher ends too, unless it was there by itself or another gateway uses it. One more Ctrl-C ends the wait,
+    but not before it was told: it would run on."""
     try:
         with _deaf():
             about = launcher_process.about(there)
             if not about.get("for_gateway", True):
                 _say("The launcher goes on: it was started by itself (illm launch).")
                 return
+            launcher_process.tell_to_end(there, if_unused=True)
             _say(f"Stopping the launcher (pid {about.get('pid')}) and its engines.")
-            launcher_process.tell_to_end(there)
-        launcher_process.await_end(there)
+        launcher_process.see_end(there)
     except LauncherError as exc:
-        _say(f"illm: {exc}")
+        _say(f"The launcher goes on: {exc}" if exc.code == IN_USE else f"illm: {exc}")
     except KeyboardInterrupt:
         _say("The launcher is still stopping its engines.")
 

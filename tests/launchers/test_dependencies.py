@@ -16,7 +16,7 @@ from threading import Thread
 
 import pytest
 
-from launchers import dependencies
+from launchers import dependencies, errand
 from launchers.dependencies import InstallFailed, Missing
 from launchers.engines.base import Engine, Place
 from launchers.engines.table import ENGINES, launch
@@ -243,7 +243,7 @@ def alive(pid: int) -> bool:
 async def test_cancelled_it_ends_all_that_pip_started_and_leaves_nothing(
     hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dependencies, "GRACE", 0.2)
+    monkeypatch.setattr(errand, "GRACE", 0.2)
     envs = tmp_path / "envs"
     installing = asyncio.create_task(
         dependencies.install(tiny((str(hanging.with_name("hanging")),)), envs, lambda text, share: None)
@@ -260,7 +260,7 @@ async def test_cancelled_it_ends_all_that_pip_started_and_leaves_nothing(
 
 @pytest.mark.slow
 async def test_only_one_at_a_time(hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dependencies, "GRACE", 0.2)
+    monkeypatch.setattr(errand, "GRACE", 0.2)
     envs, said = tmp_path / "envs", []
     first = asyncio.create_task(
         dependencies.install(tiny((str(hanging.with_name("hanging")),)), envs, lambda text, share: None)

@@ -72,7 +72,7 @@ def test_logs_are_had_by_their_end_and_followed() -> None:
             with launcher.wanted("a", "start") as events:
                 events.until("ready")
             lines = answer.iter_lines()
-            assert next(lines).startswith("=== illm: ")
+            assert next(lines).startswith("=== illm starts ")
             assert next(lines) == "stand-in engine for a, key none"
             while next(lines) != "loaded":
                 pass

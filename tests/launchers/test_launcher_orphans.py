@@ -193,6 +193,7 @@ async def test_and_not_while_one_follows(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("launchers.__main__.time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr("launchers.__main__.asyncio", SimpleNamespace(sleep=sleep))
     one = board.follow()
-    await program._watch_gateways(cast(Any, SimpleNamespace(board=board)), 7.0)
+    supervisor = SimpleNamespace(board=board, document=SimpleNamespace(launcher=SimpleNamespace(linger=7.0)))
+    await program._watch_gateways(cast(Any, supervisor))
     assert program._asked.is_set()
     assert 100 + 7 - LOOK <= now <= 100 + 7 + LOOK

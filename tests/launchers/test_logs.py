@@ -156,7 +156,7 @@ def test_a_listener_hears_what_was_said_since_the_mark(make: Callable[..., Engin
         log.look()
     assert heard == ["early", "late"]
     assert log.last(5)[0] == "the run before, cut off"
-    assert log.last(5)[1].startswith("=== illm: ")
+    assert log.last(5)[1].startswith("=== illm starts ")
     assert log.last(5)[1].endswith(" one: llama-server --model x")
 
 

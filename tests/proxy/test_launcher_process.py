@@ -18,17 +18,19 @@ from pathlib import Path
 import pytest
 
 from proxy import launcher_process
+from proxy.cli import FAILED, USAGE, main
+from proxy.commands import serve as serving
 from proxy.commands.source import Asked
 from proxy.launcher_client import Address, LauncherError
 from proxy.launcher_process import (
     Home,
     about,
     address,
-    await_end,
     connectable,
     ensure,
     home,
     listens,
+    see_end,
     state_root,
     tell_to_end,
 )
@@ -89,7 +91,7 @@ def test_it_is_started_once_and_then_told_to_read_its_settings_anew(place: Home,
     assert about(there)["pid"] == first["pid"]
 
     tell_to_end(there)
-    await_end(there)
+    see_end(there)
     assert not listens(there)
     wait_until(lambda: not alive(first["pid"]), "it has ended, and is no zombie")
 
@@ -219,3 +221,66 @@ def test_without_engines_there_is_no_launcher(folder: Path) -> None:
     port = free_port()
     assert "launcher" not in ended(serve(folder, port), signal.SIGINT, port)
     assert not list(folder.rglob("launcher.sock"))
+
+
+# --- what it refuses, keeps and ends for ------------------------------------------------------------------------------
+
+
+def test_an_engine_that_it_refuses_is_named_with_its_line_and_no_socket_is_left(place: Home, asked: Asked) -> None:
+    assert asked.file is not None
+    asked.file.write_text("engines:\n  mine:\n    kind: llamacpp\n    model: m\n    dtype: f16\n")
+    said = r"did not start\. It said:\nillm launch: .*illm\.yaml:5: mine: llama\.cpp has no option `dtype`"
+    with pytest.raises(LauncherError, match=said):
+        ensure(place, address(place, LauncherSettings()), asked.source())
+    assert not place.socket.exists()
+    (problem,) = launcher_process.problems(asked.source())
+    assert problem.startswith(f"{asked.file}:5: mine: llama.cpp has no option")
+    asked.file.write_text("engines: {mine: {kind: vlm}}\n")
+    (problem,) = launcher_process.problems(asked.source())
+    assert "illm.yaml:1: engines.mine.kind: 'vlm' is not one of" in problem
+
+
+def test_what_it_cannot_take_over_while_it_runs_is_said(place: Home, asked: Asked) -> None:
+    there = address(place, LauncherSettings())
+    ensure(place, there, asked.source())
+    assert asked.file is not None
+    asked.file.write_text(f"{SETTINGS}launcher: {{bind: 127.0.0.2, linger: 9s}}\n")
+    assert "A change of launcher.bind takes effect when the launcher starts anew: `illm launch --stop`" in ensure(
+        place, there, asked.source()
+    )
+
+
+def test_it_is_stopped_by_hand(
+    folder: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ILLM_LAUNCHER__STATE", str(folder / "state"))
+    words = ["launch", "--stop", "--config", str(asked.file)]
+    assert main(words) == FAILED
+    assert "no launcher runs for these settings" in capsys.readouterr().err
+    mine = home(folder / "state", asked.label())
+    there = address(mine, LauncherSettings())
+    ensure(mine, there, asked.source())
+    pid = about(there)["pid"]
+    assert main([*words, "--leave"]) == FAILED
+    assert "only with `launcher.orphans: adopt`" in capsys.readouterr().err
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"Stopping the launcher (pid {pid}) and its engines.\n"
+    wait_until(lambda: not alive(pid), "it has ended")
+    assert main(["launch", "--leave"]) == USAGE
+
+
+def test_it_goes_on_where_another_gateway_uses_it(
+    folder: Path, place: Home, asked: Asked, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = address(place, LauncherSettings())
+    ensure(place, there, asked.source())
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(str(place.socket))
+        other.sendall(b"GET /events HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"200 OK" in other.recv(1000)
+        serving._end_launcher(there)
+        assert "The launcher goes on: 1 more gateway uses it." in capsys.readouterr().err
+        pid = about(there)["pid"]
+    serving._end_launcher(there)
+    assert capsys.readouterr().err == f"Stopping the launcher (pid {pid}) and its engines.\n"
+    assert not listens(there)

@@ -57,6 +57,12 @@ CASES: list[tuple[list[str], Engine]] = [
     (["ollama", "--model", "q:7b"], engine("q-7b", kind="ollama", model="q:7b", public="q:7b")),
     (["transformer", "--model", "m"], engine("m", kind="transformers", model="m")),
     (["tei", "--model", "a/b", "--name", "embed"], engine("embed", kind="tei", model="a/b")),
+    (["sglang", "--model", "org/Q"], engine("Q", kind="sglang", model="org/Q", public="org/Q")),
+    (["tgi", "--model", "org/Q", "--name", "q"], engine("q", kind="tgi", model="org/Q")),
+    (
+        ["infinity", "--model", "BAAI/bge-m3"],
+        engine("bge-m3", kind="infinity", model="BAAI/bge-m3", public="BAAI/bge-m3"),
+    ),
     (["tei", "--model", "m", "--device", "cpu"], engine("m", kind="tei", model="m", device="cpu")),
     (["vllm", "--model", "m", "--gpus", "0, 1"], engine("m", kind="vllm", model="m", gpus=["0", "1"])),
     (["vllm", "--model", "m", "--", "-x", "--", "-y"], engine("m", kind="vllm", model="m", args=["-x", "--", "-y"])),
@@ -70,6 +76,7 @@ WORDS = [" ".join(words) for words, _ in CASES]
 @pytest.mark.parametrize(("words", "expected"), CASES, ids=WORDS)
 def test_an_engine(words: list[str], expected: Engine, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     (found,) = printed(capsysbinary, *words)["engines"]
+    assert set(found.pop("where").values()) == {"command line"}
     nothing = {**USUAL, "model": None, "args": [], "command": [], "gpus": [], "volumes": []}
     assert found == {**nothing, **expected}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from proxy.commands import progress
 
@@ -50,6 +52,29 @@ def test_memory(held: Any, words: str) -> None:
 def test_a_row_of_which_nothing_is_known_is_shown_all_the_same() -> None:
     assert progress.cells({}) == ["?", "", "?", "", "", "", "", "", ""]
     assert progress.lines([])[0].split() == list(progress.COLUMNS)
+
+
+def test_the_launcher_is_shown_where_there_are_several() -> None:
+    one, two = {"name": "a", "launcher": "big"}, {"name": "b", "launcher": "small"}
+    assert "LAUNCHER" not in progress.lines([one])[0]
+    assert [line.split()[:2] for line in progress.lines([one, two])] == [
+        ["NAME", "LAUNCHER"],
+        ["a", "big"],
+        ["b", "small"],
+    ]
+
+
+def test_a_narrow_terminal_cuts_no_address() -> None:
+    row = {
+        "name": "coder", "launcher": "gpu-host", "kind": "llamacpp", "state": "starting", "phase": "loading weights",
+        "progress": 0.43, "model": "Qwen/Qwen2.5-Coder-7B-Instruct", "memory": {"0": 9 << 30}, "leases": 0,
+        "pid": 4194304, "base_url": "http://127.0.0.1:41233",
+    }  # fmt: skip
+    console = Console(width=80, file=StringIO())
+    console.print(progress.rich_table([row, {**row, "launcher": "other"}]))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("http://127.0.0.1:41233") == 2
+    assert "…" not in shown
 
 
 def test_plain_progress_says_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:

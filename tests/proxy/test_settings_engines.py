@@ -301,6 +301,20 @@ def test_models_beside_the_settings_get_their_whole_path(tmp_path: Path) -> None
     assert (got.launcher.state, got.launcher.budget) == (str(tmp_path / "run"), "/home/me/b.json")
 
 
+def test_weights_that_are_not_there_yet_have_their_whole_path_too(tmp_path: Path) -> None:
+    file = tmp_path / "illm.yaml"
+    file.write_text(
+        "engines:\n"
+        "  a: {kind: llamacpp, model: later.gguf, mmproj: models/sub/eyes.gguf}\n"
+        "  b: {kind: vllm, model: org/repo/file.gguf}\n"
+        "  c: {kind: command, model: in/there.gguf, image: i, command: 'x {port}'}\n"
+    )
+    a, b, c = load(file, {}).engines.values()
+    assert (a.model, a.mmproj) == (str(tmp_path / "later.gguf"), str(tmp_path / "models/sub/eyes.gguf"))
+    assert b.model == "org/repo/file.gguf", "vLLM fetches that"
+    assert c.model == "in/there.gguf", "the container's own"
+
+
 @pytest.mark.parametrize(
     "text", ["engines: 5\n", "engines: {a: 5}\n", "engines: {a: {volumes: 5, model: 5}}\n", "launcher: 5\n"]
 )

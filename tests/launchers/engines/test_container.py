@@ -13,6 +13,9 @@ PLACE = Place("127.0.0.1", 9000, ("/usr/bin/docker",), "illm-one")
 HEAD = "/usr/bin/docker run --rm --init --name illm-one -p 127.0.0.1:9000:9000"
 OUTSIDE = "-e HF_TOKEN -e HF_ENDPOINT -e HF_HUB_OFFLINE -e HTTPS_PROXY -e HTTP_PROXY -e NO_PROXY"
 QUIET = "-e DO_NOT_TRACK -e HF_HUB_DISABLE_TELEMETRY"
+HUB = "-v illm-huggingface:/root/.cache/huggingface"
+DATA = "-v illm-huggingface:/data"
+LLAMA = f"-v illm-llamacpp:/root/.cache/llama.cpp {HUB}"
 COMMON = f"{QUIET} -e PYTHONUNBUFFERED"
 AT = "--host 0.0.0.0 --port 9000"
 LISTEN = "--hostname 0.0.0.0 --port 9000"
@@ -21,19 +24,22 @@ CASES: list[tuple[Kind, dict[str, Any], str]] = [
     (
         "vllm",
         {"gpus": ("0", "1"), "api_key": "SECRET"},
-        f'{HEAD} --gpus "device=0,1" --ipc host {OUTSIDE} {COMMON} -e VLLM_API_KEY -e VLLM_NO_USAGE_STATS --entrypoint '
+        f'{HEAD} --gpus "device=0,1" --ipc host {HUB} {OUTSIDE} {COMMON} -e VLLM_API_KEY -e VLLM_NO_USAGE_STATS '
+        f"--entrypoint "
         f"vllm IMG serve org/model --served-model-name my-model {AT} --tensor-parallel-size 2",
     ),
     (
         "sglang",
         {},
-        f"{HEAD} --gpus all --ipc host {OUTSIDE} {COMMON} IMG python3 -m sglang.launch_server --model-path org/model "
+        f"{HEAD} --gpus all --ipc host {HUB} {OUTSIDE} {COMMON} IMG python3 -m sglang.launch_server --model-path "
+        f"org/model "
         f"--served-model-name my-model {AT}",
     ),
     (
         "tgi",
         {"device": "cpu"},
-        f"{HEAD} --ipc host {OUTSIDE} {QUIET} -e PROMETHEUS_PORT -e PYTHONUNBUFFERED -e USAGE_STATS IMG "
+        f"{HEAD} --ipc host {DATA} {OUTSIDE} {QUIET} -e HUGGINGFACE_HUB_CACHE -e PROMETHEUS_PORT -e "
+        f"PYTHONUNBUFFERED -e USAGE_STATS IMG "
         f"--model-id org/model {LISTEN} --shard-uds-path /tmp/text-generation-server-9000",
     ),
     (
@@ -45,31 +51,35 @@ CASES: list[tuple[Kind, dict[str, Any], str]] = [
     (
         "llamacpp",
         {"model": "/m/a.gguf", "mmproj": "/p/b.gguf", "device": "cuda", "args": ("--flash-attn", "on")},
-        f"{HEAD} --gpus all -v /m:/m:ro -v /p:/p:ro {OUTSIDE} {COMMON} IMG --model /m/a.gguf --alias my-model {AT} "
+        f"{HEAD} --gpus all {LLAMA} -v /m:/m:ro -v /p:/p:ro {OUTSIDE} {QUIET} -e LLAMA_CACHE -e PYTHONUNBUFFERED "
+        f"IMG --model /m/a.gguf --alias my-model {AT} "
         "--mmproj /p/b.gguf --flash-attn on",
     ),
     (
         "llamacpp",
         {"command": ("python3", "-m", "llama_cpp.server")},
-        f"{HEAD} {OUTSIDE} {QUIET} -e HOST -e PORT -e PYTHONUNBUFFERED --entrypoint python3 IMG "
+        f"{HEAD} {LLAMA} {OUTSIDE} {QUIET} -e HOST -e LLAMA_CACHE -e PORT -e PYTHONUNBUFFERED --entrypoint python3 IMG "
         "-m llama_cpp.server --hf_model_repo_id org/model --model *Q4_K_M.gguf "
         f"--model_alias my-model {AT}",
     ),
     (
         "transformers",
         {"model": "/models/a"},
-        f"{HEAD} -v /models/a:/models/a:ro {OUTSIDE} {COMMON} IMG transformers serve /models/a {AT}",
+        f"{HEAD} -v illm-transformers:/root/.cache/huggingface -v /models/a:/models/a:ro {OUTSIDE} {COMMON} IMG "
+        f"transformers serve /models/a {AT}",
     ),
     (
         "infinity",
         {},
-        f"{HEAD} {OUTSIDE} -e COLUMNS -e DO_NOT_TRACK -e HF_HUB_DISABLE_TELEMETRY -e INFINITY_ANONYMOUS_USAGE_STATS "
+        f"{HEAD} -v illm-huggingface:/app/.cache/huggingface {OUTSIDE} -e COLUMNS -e DO_NOT_TRACK -e HF_HOME -e "
+        f"HF_HUB_DISABLE_TELEMETRY -e INFINITY_ANONYMOUS_USAGE_STATS "
         f"-e PYTHONUNBUFFERED IMG v2 --model-id org/model --served-model-name my-model {AT} --no-trust-remote-code",
     ),
     (
         "tei",
         {"env": {"HF_TOKEN": "SECRET"}},
-        f"{HEAD} {OUTSIDE} {COMMON} -e SERVED_MODEL_NAME IMG --model-id org/model {LISTEN} "
+        f"{HEAD} {DATA} {OUTSIDE} {QUIET} -e HUGGINGFACE_HUB_CACHE -e PYTHONUNBUFFERED -e SERVED_MODEL_NAME IMG "
+        f"--model-id org/model {LISTEN} "
         "--uds-path /tmp/text-embeddings-inference-server-9000",
     ),
     (
@@ -110,7 +120,27 @@ def test_every_variable_that_is_passed_by_name_has_its_value_in_the_environment(
 )
 def test_model_files_are_seen_inside(model: str, volumes: tuple[str, ...], mounted: list[str]) -> None:
     argv = launch(spec("llamacpp", model, image="IMG", volumes=volumes), PLACE).argv
-    assert [argv[at + 1] for at, word in enumerate(argv) if word == "-v"] == mounted
+    seen = [argv[at + 1] for at, word in enumerate(argv) if word == "-v"]
+    assert [volume for volume in seen if not volume.startswith("illm-")] == mounted
+
+
+@pytest.mark.parametrize(
+    ("volumes", "kept"),
+    [
+        ((), "illm-ollama:/root/.ollama"),
+        (("/models:/models:ro",), "illm-ollama:/root/.ollama"),
+        (("mine:/root/.ollama",), None),
+        (("/data/root:/root",), None),
+        (("/data/models:/root/.ollama/models",), None),
+        (("/data:/root/.ollama-2",), "illm-ollama:/root/.ollama"),
+    ],
+)
+def test_what_it_downloads_outlives_the_container_unless_the_user_says_where(
+    volumes: tuple[str, ...], kept: str | None
+) -> None:
+    argv = launch(spec("ollama", image="IMG", volumes=volumes), PLACE).argv
+    seen = [argv[at + 1] for at, word in enumerate(argv) if word == "-v"]
+    assert seen == [*([kept] if kept else []), *volumes]
 
 
 def test_what_a_container_cannot_do_is_refused() -> None:

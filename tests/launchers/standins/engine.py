@@ -19,7 +19,9 @@ class Handler(BaseHTTPRequestHandler):
     server: "Engine"
 
     def do_GET(self) -> None:
-        if self.path == "/health":
+        if self.server.key and self.headers.get("authorization") != f"Bearer {self.server.key}":
+            self.answer(401, {"error": {"message": "no key"}})
+        elif self.path == "/health":
             self.answer(200 if self.server.loaded.is_set() else 503, {"status": "ok"})
         elif self.path == "/v1/models":
             entries = [{"id": self.server.model, "owned_by": "standin"}] if self.server.loaded.is_set() else []
@@ -67,6 +69,7 @@ class Engine(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.model = model
         self.rouse: Path | None = None
+        self.key: str | None = None
         self.loaded = threading.Event()
 
 
@@ -77,6 +80,7 @@ def main() -> None:
     parser.add_argument("weights", nargs="?", help="as vLLM's first word, and of no meaning")
     parser.add_argument("--host")
     parser.add_argument("--enable-sleep-mode", action="store_true")
+    parser.add_argument("--key", help="answer nobody who hasn't got it")
     parser.add_argument("--lists", help="the name in its list of models, if another than it was told")
     parser.add_argument("--rouse", type=Path, help="it wakes up once this file is there, and dies if it is full")
     parser.add_argument("--gate", type=Path, help="it is loaded once this file is there")
@@ -96,6 +100,7 @@ def main() -> None:
         sys.exit(1)
     engine = Engine(options.port, options.lists or options.model)
     engine.rouse = options.rouse
+    engine.key = options.key
     threading.Thread(target=engine.serve_forever, daemon=True).start()
     print("Loading safetensors checkpoint shards:  50% Completed | 1/2", flush=True)
     while options.gate and not options.gate.exists():

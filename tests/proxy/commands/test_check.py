@@ -145,7 +145,7 @@ async def test_engines_whose_files_or_programs_are_not_there(folder: Path) -> No
     assert problems(said) == [
         "Engine 'a': there is no program '/no/such/llama-server' here, with which its `command` begins.",
         f"Engine 'a': its model is not there: {folder / 'no.gguf'}",
-        "Engine 'b': its mmproj is not there: eyes.gguf",
+        f"Engine 'b': its mmproj is not there: {folder / 'eyes.gguf'}",
         "Engine 'd': there is no `text-embeddings-router` on the path here. Install it, say where it is (`command`), "
         "or run it in a container (`image`).",
         "Engine 'e': there is no `infinity_emb` on the path here. Install it, say where it is (`command`), or let it "
@@ -153,6 +153,19 @@ async def test_engines_whose_files_or_programs_are_not_there(folder: Path) -> No
     ]
     assert problems(may_be_installed) == problems(said)[:4]
     assert ["c", "command", "c", "not", "started"] in [line.split() for line in said.out.splitlines()]
+
+
+async def test_what_the_launcher_would_refuse_is_named_with_its_line(folder: Path) -> None:
+    engines = {
+        "a": {"kind": "command", "command": ["sh", "-c", "x {port}"], "image": "img", "device": "mps"},
+        "b": {"kind": "llamacpp", "model": "org/repo", "command": ["sh"], "dtype": "f16"},
+    }
+    said = await check(folder, {"engines": engines})
+    assert said.status == 1
+    found = [problem for problem in problems(said) if ".yaml:" in problem]
+    assert len(found) == 2
+    assert "a: a container can't use Apple's GPU" in found[0]
+    assert "b: llama.cpp has no option `dtype`" in found[1]
 
 
 def test_what_may_be_installed_is_what_the_launcher_can_install() -> None:
