@@ -156,13 +156,14 @@ class Program:
         task.add_done_callback(self._reloads.discard)
 
     async def _watch_gateways(self, supervisor: Supervisor) -> None:
-        seen, least = time.monotonic(), ARRIVAL
+        seen, least, came = time.monotonic(), ARRIVAL, 0
         while True:
             linger = max(supervisor.document.launcher.linger, least)
             await asyncio.sleep(min(LOOK, linger / 4))
             now = time.monotonic()
-            if supervisor.board.followers:
-                seen, least = now, RETURN
+            board = supervisor.board
+            if board.followers or board.came > came:  # one may have come and gone between two looks
+                seen, least, came = now, RETURN, board.came
             elif now - seen >= linger:
                 log.info("no gateway for %g s", linger)
                 self._asked.set()

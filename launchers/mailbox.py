@@ -54,6 +54,7 @@ class Board:
         self._followers: set[Mailbox] = set()
         self._nobody = asyncio.Event()  # follows
         self._nobody.set()
+        self.came = 0  # how many have followed so far
         self.closed = False
 
     def close(self) -> None:
@@ -77,6 +78,7 @@ class Board:
         """A mailbox that gets everything from now on, until `leave`."""
         mailbox = Mailbox()
         self._followers.add(mailbox)
+        self.came += 1
         self._nobody.clear()
         return mailbox
 
