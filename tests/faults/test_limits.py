@@ -165,6 +165,7 @@ async def test_what_was_held_already_counts_too() -> None:
     assert slow.body == b"1" + b"x" * (HOLD + 1) + b"y"
 
 
+@pytest.mark.interpreted
 async def test_comments_do_not_pile_up_before_a_slow_client() -> None:
     slow = Slow()
     one = sender(slow)
@@ -185,6 +186,7 @@ async def test_comments_do_not_pile_up_before_a_slow_client() -> None:
     assert slow.sent[-1] == b"0\r\n\r\n"
 
 
+@pytest.mark.interpreted
 async def test_no_comment_after_the_end() -> None:
     """The end waits for a slow client, and a comment must not slip behind it."""
     slow = Slow()
