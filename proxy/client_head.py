@@ -33,6 +33,8 @@ class Heads:
     def find(self, data: bytes) -> Head | None:
         """The head that `data` begins with, whatever the length it tells, if it is known."""
         end = data.find(b"\r\n\r\n", 0, LONGEST)
+        if end < 0:
+            return None
         at = data.find(_LENGTH_LINE, 0, end)
         if at < 0:
             at = data.find(b"\r\nContent-Length:", 0, end)

@@ -230,7 +230,7 @@ def whole_chunks(data: bytes) -> tuple[bytes, int]:
                 break
         begin = end + 2
         behind = begin + size
-        if data[behind : behind + 2] != b"\r\n":
+        if behind + 2 > len(data) or data[behind : behind + 2] != b"\r\n":
             break
         bodies.append(data[begin:behind])
         at = behind + 2

@@ -138,6 +138,7 @@ async def test_a_client_that_leaves_behind_a_request_sent_ahead_is_noticed() -> 
         await asyncio.wait_for(left.wait(), PATIENCE)
 
 
+@pytest.mark.interpreted
 async def test_head_and_body_leave_in_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[bytes] = []
     plain = ClientConnection.put
