@@ -18,6 +18,7 @@ from proxy import __version__
 from proxy.access_log import AccessLog
 from proxy.call import Call
 from proxy.control import Control
+from proxy.dialects.base import Endpoint
 from proxy.dialects.table import DIALECTS
 from proxy.endpoints import RELAYED, Answer, LaterAnswer, LocalEndpoint, RelayEndpoint, unknown_url
 from proxy.forward import Forwarder
@@ -112,15 +113,11 @@ def create_app(
             log.close()
 
     via = (team.via if team is not None else new_via()).encode()
-    relayed = {
-        endpoint: RelayEndpoint(endpoint, registry, forwarder, max_body=settings.server.max_body,
-                                keep_alive=settings.server.keep_alive_interval)
-        for endpoint in RELAYED.values()
-    }  # fmt: skip
-    paths = [Path(prefix + path, relayed[endpoint]) for path, endpoint in RELAYED.items() for prefix in ("/v1", "")]
+    relayed = _relayed(settings.server, registry, forwarder)
     own: dict[str, Answer | LaterAnswer] = {**status.table()}
     if team is not None:
         own["/metrics"] = _totals(team.totals)
+    paths = [Path(prefix + path, relayed[endpoint]) for path, endpoint in RELAYED.items() for prefix in ("/v1", "")]
     paths += [Path(path, LocalEndpoint(answer)) for path, answer in own.items()]
     router = Router(paths, redirect_slashes=False, default=unknown_url, lifespan=lifespan)
     access = None if not settings.server.access_log else log.write if sink is None else _lines(sink)
@@ -128,6 +125,15 @@ def create_app(
     edge = Edge(fixed, router, reader=Reader(cors, keys, via), metrics=metrics, sink=access)
     reload = Reload(registry, control.health, launched, relayed.values(), control.begin_launcher)
     return Gateway(edge, registry, reload, launched, metrics, transport, control.follow)
+
+
+def _relayed(server: ServerSettings, registry: Registry, forwarder: Forwarder) -> dict[Endpoint, RelayEndpoint]:
+    def relay(endpoint: Endpoint) -> RelayEndpoint:
+        return RelayEndpoint(
+            endpoint, registry, forwarder, max_body=server.max_body, keep_alive=server.keep_alive_interval
+        )
+
+    return {endpoint: relay(endpoint) for endpoint in RELAYED.values()}
 
 
 def _lines(sink: Callable[[dict[str, Any]], None]) -> Callable[[Call, float], None]:

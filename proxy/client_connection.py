@@ -14,30 +14,22 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, cast
 
-import httptools
 import uvicorn
 from uvicorn.server import ServerState
 
-from proxy.client_head import Head, Heads, Target
+from proxy.client_head import Head, Heads
+from proxy.client_parser import ClientParser, NotHttp
 from proxy.client_request import STATUS_LINES, Carrier, ClientRequest
 from proxy.errors import error
 from proxy.wire import dump_error
 
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
-MAX_HEAD: Final = 64 * 1024  # bytes of a request's head, of its trailers, or between two pieces of its body
-MAX_HEADERS: Final = 256  # and as many trailers
 AHEAD: Final = 256 * 1024  # bytes that are held of a body that nobody reads yet, or of requests sent ahead
 DISCARD: Final = 1024 * 1024  # bytes of a body that are read for nothing, after its answer, to keep the connection
 STALLED: Final = 300.0  # seconds for which a client may read nothing of its answer
 LINGER: Final = 0.5  # seconds in which a refused client may still send, so that it reads why before a reset
-TOO_LARGE: Final = "The request's headers are too large."
-_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
-
-
-class TooManyHeaders(Exception):
-    """Stops the parser."""
 
 
 class ClientConnection(Carrier):
@@ -57,24 +49,15 @@ class ClientConnection(Carrier):
         self._app = cast(App, config.loaded_app)
         self._idle_limit = float(config.timeout_keep_alive)
         self._state = server_state
-        self._known = heads
         self.loop = _loop or asyncio.get_running_loop()
-        self._parser: Any = httptools.HttpRequestParser(self)
+        self._parser: ClientParser | None = ClientParser(self, heads)  # None: the client left
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made sets it
         self._ends: dict[str, Any] = {}  # the scope's members that are the connection's
         self._scope: dict[str, Any] = {}  # those and the last head's
         self._request: ClientRequest | None = None  # being answered
         self._incoming: ClientRequest | None = None  # being read: that one, or the last of those that wait
         self._waiting: list[ClientRequest] = []  # behind it
-        self._url = b""
-        self._target: Target | None = None  # of the last head: mostly the same again
-        self._last: Head | None = None  # which may come again
-        self._heads = 0  # that were parsed
-        self._between = True  # the parser stands between two requests
-        self._left = 0  # bytes that are still to come of the body behind a repeated head, which the parser never sees
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._head = 0  # bytes read since anything was complete: of a head, of trailers
-        self._stopped = False  # the parser, behind a head that asks for another protocol
+        self._last: Head | None = None  # that came
         self._ahead: list[bytes] = []  # not parsed yet
         self._ahead_size = 0
         self._deaf = False  # whatever still comes is thrown away
@@ -147,40 +130,21 @@ class ClientConnection(Carrier):
         else:
             self._request.keep_alive = False
 
-    # -- httptools -------------------------------------------------------------------------------------------
+    # -- from the parser -------------------------------------------------------------------------------------
 
-    def on_message_begin(self) -> None:
-        self._between = False
-        self._url = b""
-        self._headers = []
+    def on_head(self, head: Head) -> None:
+        """A request begins."""
+        if head is not self._last:
+            self._last = head
+            self._scope = {**self._ends, **head.scope()}
+        request = self._incoming = ClientRequest(self, head)
+        if self._request is None:
+            self._start(request)
+        else:
+            self._waiting.append(request)
 
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self._headers) == MAX_HEADERS:
-            raise TooManyHeaders
-        self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self._head = 0
-        if self._stopped:  # the head that only frames the body
-            self._stopped = False
-            return
-        parser = self._parser
-        self._stopped = parser.should_upgrade()
-        version: str = parser.get_http_version()
-        if self._target is None or self._target.url != self._url:
-            self._target = Target(self._url)
-        method: str = parser.get_method().decode("ascii")
-        keep_alive: bool = version != "1.0" and parser.should_keep_alive()
-        head = Head(method, self._target, version, self._headers, keep_alive)
-        self._headers = []  # for the trailers, which are read and left at that
-        self._heads += 1
-        self._on_head(head)
-
-    def on_body(self, body: bytes) -> None:
-        self._head = 0
+    def on_data(self, body: bytes) -> None:
+        """A piece of its body."""
         request = self._incoming
         assert request is not None
         held = request.on_body(body)
@@ -190,13 +154,10 @@ class ClientConnection(Carrier):
         elif held > AHEAD:
             self._pause()
 
-    def on_message_complete(self) -> None:
-        self._head = 0
-        if self._stopped:  # its body wasn't looked for
-            return
+    def on_end(self) -> None:
+        """It is complete."""
         request = self._incoming
         assert request is not None
-        self._between = True
         request.on_end()
         if request.complete:  # the answer was faster
             self.loop.call_soon(self._next)
@@ -268,17 +229,6 @@ class ClientConnection(Carrier):
         request = self._request
         return request is None or (request is self._incoming and not request.read)
 
-    def _on_head(self, head: Head) -> None:
-        """A request begins."""
-        if head is not self._last:
-            self._last = head
-            self._scope = {**self._ends, **head.scope()}
-        request = self._incoming = ClientRequest(self, head)
-        if self._request is None:
-            self._start(request)
-        else:
-            self._waiting.append(request)
-
     def _start(self, request: ClientRequest) -> None:
         self._request = request
         task = self.loop.create_task(self._run(request))
@@ -296,64 +246,17 @@ class ClientConnection(Carrier):
                 self._transport.close()
 
     def _feed(self, data: bytes) -> None:
-        """Read on; a head that the client has sent before isn't parsed, nor the body behind it."""
-        while self._left or self._between:
-            if self._left:
-                data = self._rest_of_body(data)
-            else:
-                last = self._last
-                if last is None and self._known is not None:
-                    last = self._known.find(data)
-                size = last.again(data) if last is not None else 0
-                if last is None or not size:
-                    break
-                head = last.repeated(data)
-                self._on_head(head)
-                data = data[size:]
-                self._left = head.length
-                if not self._left:
-                    self.on_message_complete()
-            if not data or self._deaf:
-                return
-        self._parse(data)
+        assert self._parser is not None
+        try:
+            self._parser.feed(data)
+        except NotHttp as exc:
+            self._refuse(str(exc))
 
-    def _rest_of_body(self, data: bytes) -> bytes:
-        """What is behind it."""
-        body = data if len(data) <= self._left else data[: self._left]
-        self._left -= len(body)
-        self._between = not self._left
-        self.on_body(body)
-        if self._between:
-            self.on_message_complete()
-        return data[len(body) :]
-
-    def _parse(self, data: bytes) -> None:
-        begun, heads, whole = self._between, self._heads, data
-        self._head += len(data)
-        while True:
-            try:
-                self._parser.feed_data(data)
-                break
-            except httptools.HttpParserUpgrade as stop:
-                data = self._framing() + data[stop.args[0] :]
-            except httptools.HttpParserError as exc:
-                many = isinstance(exc.__context__, TooManyHeaders)
-                self._refuse(TOO_LARGE if many else f"This is not an HTTP/1.1 request ({exc}).")
-                return
-        if self._head > MAX_HEAD:
-            self._refuse(TOO_LARGE)
-        elif begun and self._heads == heads + 1 and self._last is not None:  # the only one, from its first byte on
-            self._last.keep(whole[: whole.find(b"\r\n\r\n") + 4])
-            if self._known is not None:
-                self._known.keep(self._last)
-
-    def _framing(self) -> bytes:
-        """What another parser is told first, so that it reads on behind a head at which the last one stopped: that
-        request is served as if it hadn't asked for another protocol."""
-        assert self._incoming is not None
-        self._parser = httptools.HttpRequestParser(self)
-        lines = [b"%b: %b\r\n" % pair for pair in self._incoming.headers if pair[0] in _FRAMING]
-        return b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(lines)
+    def _be_deaf(self) -> None:
+        """Whatever still comes is thrown away."""
+        self._deaf = True
+        if self._parser is not None:
+            self._parser.end()
 
     def _refuse(self, message: str) -> None:
         """400, unless an answer has begun or is due for a request before it; the connection ends either way."""
@@ -361,7 +264,7 @@ class ClientConnection(Carrier):
             return
         request = self._request
         if request is not None and request.read and not request.complete:
-            self._deaf = True
+            self._be_deaf()
             if self._waiting and not self._waiting[-1].read:
                 self._waiting.pop()
             return
@@ -379,7 +282,8 @@ class ClientConnection(Carrier):
         """Close, but not upon a client that is still sending: it would meet a reset and lose the answer."""
         if self._closing:
             return
-        self._closing = self._deaf = True
+        self._closing = True
+        self._be_deaf()
         self._resume()
         if self._transport.can_write_eof() and (self._request is None or not self._request.read):
             self._transport.write_eof()

@@ -31,7 +31,7 @@ class Heads:
         self._kept: dict[tuple[bytes, bytes], Head] = {}
 
     def find(self, data: bytes) -> Head | None:
-        """The head that `data` begins with, whatever the length it tells, if it is known."""
+        """The head that `data` begins with, if it is known; `again` then tells whether its length is one."""
         end = data.find(b"\r\n\r\n", 0, LONGEST)
         if end < 0:
             return None
@@ -42,8 +42,7 @@ class Heads:
                 return None
         digits_end = data.find(b"\r", at + 2)
         begin = data.rfind(b" ", at, digits_end) + 1
-        head = self._kept.get((data[:begin], data[digits_end : end + 4]))
-        return head if head is not None and head.again(data) else None
+        return self._kept.get((data[:begin], data[digits_end : end + 4]))
 
     def keep(self, head: Head) -> None:
         """Another one that may be known again."""

@@ -14,23 +14,19 @@ from collections.abc import Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from proxy.chunks import LAST, chunk
 from proxy.client_head import Head
+from proxy.client_parser import Listener
 from proxy.headers import RawHeaders
 
 Message = MutableMapping[str, Any]
 
 STATUS_LINES: Final = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
-_SIZES: Final = tuple(b"%x\r\n" % size for size in range(1024))  # of the usual chunk: a token's event
 _BODILESS: Final = frozenset((204, 304))
 
 
-def _chunk(body: bytes) -> bytes:
-    size = len(body)
-    return b"".join((_SIZES[size] if size < len(_SIZES) else b"%x\r\n" % size, body, b"\r\n"))
-
-
-class Carrier:
-    """The connection, as its requests see it. (A class and no protocol, as `connection.Receiver`.)"""
+class Carrier(Listener):
+    """The connection, as its requests see it; its parser sees it as a `Listener`."""
 
     __slots__ = ()
 
@@ -188,7 +184,7 @@ class ClientRequest:
         if self.gone:
             return True
         if self._chunked and self._head is None and body:  # nearly all of a stream
-            self._carrier.put(_chunk(body))
+            self._carrier.put(chunk(body))
         else:
             self._put(body, last=False)
         return not self._carrier.slow
@@ -233,9 +229,9 @@ class ClientRequest:
     def _put(self, body: bytes, *, last: bool) -> None:
         head, self._head = self._head, None
         if self._chunked:
-            data = _chunk(body) if body else b""
+            data = chunk(body) if body else b""
             if last:
-                data += b"0\r\n\r\n"
+                data += LAST
         elif self.head.method == "HEAD":
             data = b""
         else:

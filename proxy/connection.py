@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 import httptools
 
-from proxy.framing import whole_chunks
+from proxy.chunks import whole_chunks
 from proxy.headers import Named, RawHeaders, named
 
 

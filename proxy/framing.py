@@ -3,8 +3,7 @@
 A leaf and sans-IO: bytes go in as they were read, in pieces of any size, and frames come out. A parser is one
 object for one body and holds at most one unfinished frame, whose size is bounded.
 
-Lines end with LF, CRLF or CR in events and with LF alone in NDJSON; Unicode's other separators end nothing. HTTP's own
-chunks are here as far as whole ones can be had without a parser's state.
+Lines end with LF, CRLF or CR in events and with LF alone in NDJSON; Unicode's other separators end nothing.
 Not here: what a frame says (no JSON), and writing frames.
 """
 
@@ -22,10 +21,6 @@ _IGNORED: Final = frozenset({"id", "retry"})
 _EVENT: Final = re.compile(rb".*?(?:\r\n|\n|\r(?!\n)){2}[\r\n]*", re.DOTALL)  # with all line ends behind it
 # A line end (or the buffer's start) with blank lines behind it. Possessive, or CRLF would count as two line ends.
 _BLANK_LINES: Final = re.compile(rb"(?:\A|\r\n?+|\n)(?:\r\n?+|\n)+")
-
-_SIZE: Final = 9  # bytes of a chunk's size line that are looked through: what is longer isn't usual
-_LAST: Final = b"0"
-_SIZES: Final = {b"%x" % size: size for size in range(1, 1024)}  # of a token's event, say
 
 
 class FrameTooLong(ValueError):
@@ -206,34 +201,3 @@ def split_events(data: bytes) -> list[bytes]:
         events.append(data[begin:end])
         begin = end
     return events
-
-
-def whole_chunks(data: bytes) -> tuple[bytes, int]:
-    """The body of those chunks that `data` begins with and holds wholly (RFC 9112 §7.1), and how many of its bytes they
-    are. What is left is for a real parser: a part of a chunk, the last one, an extension, and what is no chunk."""
-    end = data.find(b"\r\n", 0, _SIZE)
-    if end > 0 and end + _SIZES.get(data[:end], -4) + 4 == len(data) and data.endswith(b"\r\n"):
-        return data[end + 2 : -2], len(data)  # one, of the usual size
-    at, bodies = 0, []
-    while True:
-        end = data.find(b"\r\n", at, at + _SIZE)
-        if end < 0:
-            break
-        digits = data[at:end]
-        size = _SIZES.get(digits, 0)
-        if not size:  # a large one, or none
-            if not digits.isalnum() or digits.startswith(_LAST):
-                break
-            try:
-                size = int(digits, 16)
-            except ValueError:
-                break
-        begin = end + 2
-        behind = begin + size
-        if behind + 2 > len(data) or data[behind : behind + 2] != b"\r\n":
-            break
-        bodies.append(data[begin:behind])
-        at = behind + 2
-        if at == len(data):
-            break
-    return bodies[0] if len(bodies) == 1 else b"".join(bodies), at

@@ -166,12 +166,6 @@ def about(there: Address) -> dict[str, Any]:
     return asyncio.run(_about(there))
 
 
-def end(there: Address) -> None:
-    """Tell it to stop its engines and end, and wait until it has, or for `FAREWELL` seconds. Raises `LauncherError`."""
-    tell_to_end(there)
-    see_end(there)
-
-
 def tell_to_end(there: Address, *, leave: bool = False, if_unused: bool = False) -> None:
     """See `LauncherClient.shutdown`. Raises `LauncherError`."""
     asyncio.run(_shutdown(there, leave=leave, if_unused=if_unused))

@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.install import ensure_peer
 from proxy.call import Call
-from proxy.client_connection import AHEAD, MAX_HEAD, MAX_HEADERS, STALLED
+from proxy.client_connection import AHEAD, STALLED
+from proxy.client_parser import MAX_HEAD, MAX_HEADERS
 from proxy.dialects.base import Usage
 from proxy.dialects.shared.openai_in import MAX_N, MAX_PROMPTS
 from proxy.errors import KINDS

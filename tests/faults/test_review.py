@@ -16,7 +16,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from proxy.client_connection import DISCARD, MAX_HEAD, STALLED, ClientConnection
+from proxy.client_connection import DISCARD, STALLED, ClientConnection
+from proxy.client_parser import MAX_HEAD
 from proxy.exchange import Exchange
 from proxy.transport import Limits, Origin, Transport
 from tests.faults.support import (

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from proxy.client_connection import DISCARD, MAX_HEAD, ClientConnection
+from proxy.client_connection import DISCARD, ClientConnection
+from proxy.client_parser import MAX_HEAD
 from tests.engines.process import PATIENCE
 
 App = Callable[[Any, Any, Any], Awaitable[None]]

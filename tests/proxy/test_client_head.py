@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from proxy.client_connection import ClientConnection
 from proxy.client_head import KEPT, LONGEST, Head, Heads, Target
+from proxy.client_parser import ClientParser, Listener
 from tests.proxy.harness import Got, Line, engine, gateway, one_backend
 from tests.proxy.test_client_connection import echo, read_answer, serving
 
@@ -223,7 +224,8 @@ def test_another_connection_knows_it_too(length: int, lower: bool) -> None:
     heads = Heads()
     heads.keep(known := head(raw))
 
-    assert heads.find(raw.replace(b"12", b"%d" % length) + b"body") is known
+    found = heads.find(raw.replace(b"12", b"%d" % length) + b"body")
+    assert found is known
     assert heads.find(raw.replace(b"Bearer k", b"Bearer l")) is None
     assert heads.find(raw[:-1]) is None
 
@@ -250,3 +252,34 @@ async def test_a_head_that_another_connection_sent_is_answered_alike() -> None:
             assert (await read_answer(reader))[1] == b"%012d" % number
 
     assert heads.find(RAW) is not None
+
+
+async def test_what_differs_in_each_request_pushes_nothing_out() -> None:
+    """Only a connection's first head is offered to others: later ones with an id of their own would fill the table."""
+    heads = Heads()
+    async with serving(echo, partial(ClientConnection, heads=heads)) as connect:
+        reader, writer = await connect()
+        for number in range(KEPT + 5):
+            writer.write(RAW.replace(b"Host: h", b"X-Request-Id: %d" % number) + b"x" * 12)
+            await read_answer(reader)
+        other, to_other = await connect()
+        for sent in (RAW, RAW.replace(b"Host: h", b"X-Request-Id: 0")):
+            to_other.write(sent + b"y" * 12)
+            assert (await read_answer(other))[1] == b"y" * 12
+
+    assert heads.find(RAW.replace(b"Host: h", b"X-Request-Id: 0")) is not None
+    assert heads.find(RAW) is not None
+    assert heads.find(RAW.replace(b"Host: h", b"X-Request-Id: 7")) is None
+
+
+async def test_two_kinds_of_requests_in_turn_are_both_known() -> None:
+    """An embedding for each question, say: the last head is not the only one that may come again."""
+    heads = Heads()
+    second = RAW.replace(b"/v1/x", b"/v1/y")
+    parser = ClientParser(Listener(), heads)
+    for sent in (RAW, second):
+        heads.keep(head(sent))
+    for sent in (RAW, second, RAW, second):
+        parser.feed(sent + b"x" * 12)
+
+    assert parser._heads == 0, "llhttp had nothing to do"

@@ -35,7 +35,7 @@ SYNONYMS: Final[dict[EngineKind, dict[str, str]]] = {
     "sglang": {"repeat_penalty": "repetition_penalty"},
 }
 # Engines whose chat requests may pass as they came; the others' always change.
-_PASSED: Final = frozenset(("vllm", "sglang", "llamacpp", "infinity", "openai"))
+_PASSED: Final = frozenset(("vllm", "sglang", "llamacpp", "openai"))
 # transformers serve refuses members that it doesn't know; these it takes inside `generation_config`.
 GENERATION_CONFIG: Final = ("top_k", "min_p", "typical_p", "repetition_penalty")
 # Engines that go on generating for a plain request whose client has left, but stop at once when a stream is closed:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from proxy.chunks import whole_chunks
 from proxy.connection import Connection
 from proxy.exchange import Exchange
-from proxy.framing import split_events, whole_chunks
+from proxy.framing import split_events
 from proxy.transport import Connections, Limits, Origin
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -22,7 +23,7 @@ BODIES = st.lists(
 )
 
 
-def chunk(body: bytes, size: bytes = b"%x") -> bytes:
+def written(body: bytes, size: bytes = b"%x") -> bytes:
     return size % len(body) + b"\r\n" + body + b"\r\n"
 
 
@@ -30,7 +31,7 @@ def chunk(body: bytes, size: bytes = b"%x") -> bytes:
     bodies=BODIES, rest=st.sampled_from([b"", b"0\r\n\r\n", b"5", b"5\r\nab", b"5;x=y\r\nabcde\r\n", b"g\r\n", b"\r\n"])
 )
 def test_whole_ones_are_taken_and_the_rest_is_left(bodies: list[bytes], rest: bytes) -> None:
-    whole = b"".join(map(chunk, bodies))
+    whole = b"".join(map(written, bodies))
 
     assert whole_chunks(whole + rest) == (b"".join(bodies), len(whole))
 
@@ -49,7 +50,7 @@ def test_what_is_no_plain_whole_chunk_is_left(data: bytes) -> None:
 
 @given(size=st.sampled_from([b"%x", b"%X"]), length=st.integers(1, 5000))
 def test_every_size_in_either_case(size: bytes, length: int) -> None:
-    data = chunk(b"z" * length, size)
+    data = written(b"z" * length, size)
 
     assert whole_chunks(data) == (b"z" * length, len(data))
 
@@ -98,7 +99,7 @@ async def read(answer: bytes, cuts: list[int]) -> tuple[bytes, bool]:
 def test_the_same_body_wherever_it_is_cut(
     bodies: list[bytes], sizes: list[bytes], trailer: bytes, cuts: list[int]
 ) -> None:
-    chunks = b"".join(chunk(body, size) for body, size in zip(bodies, sizes, strict=False))
+    chunks = b"".join(written(body, size) for body, size in zip(bodies, sizes, strict=False))
     answer = HEAD + chunks + b"0\r\n" + trailer + b"\r\n"
 
     assert asyncio.run(read(answer, cuts)) == (b"".join(bodies), True)
@@ -106,7 +107,7 @@ def test_the_same_body_wherever_it_is_cut(
 
 def test_every_cut_of_a_short_one() -> None:
     bodies = [b"a", b"0123456789abcdef0", b"\r\n"]
-    answer = HEAD + b"".join(map(chunk, bodies)) + b"0\r\n\r\n"
+    answer = HEAD + b"".join(map(written, bodies)) + b"0\r\n\r\n"
 
     async def all_of_them() -> None:
         for first in range(len(HEAD), len(answer)):
