@@ -10,7 +10,7 @@ import pytest
 
 from proxy import endpoints
 from tests.faults.support import CHAT_PATH, REPLY
-from tests.proxy.harness import Engine, Got, Line, gateway
+from tests.proxy.harness import PATIENCE, Engine, Got, Line, gateway
 
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -31,17 +31,17 @@ async def replies(_: Got, line: Line) -> None:
     await line.reply(200, REPLY)
 
 
-@pytest.fixture(autouse=True)
-def no_wait_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.control.FIRST_ROUND", 0.01)
+SOON = 0.01  # seconds that the start itself waits for engines
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("named", [{}, {"model": "m"}])
-async def test_it_waits_for_the_first_answer(named: dict[str, str]) -> None:
+async def test_it_waits_for_the_first_answer(named: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "SETTLING", PATIENCE)
     late = Late(replies)
     go = late.hold()
     await late.listen()
-    async with gateway({"backends": {"b": {"kind": "openai", "base_url": late.root}}}) as gate:
+    async with gateway({"backends": {"b": {"kind": "openai", "base_url": late.root}}}, first_round=SOON) as gate:
         asked = asyncio.create_task(gate.client.post(CHAT_PATH, json=ASKED | named))
         await asyncio.sleep(0.1)
         assert not asked.done()
@@ -57,7 +57,7 @@ async def test_it_does_not_wait_for_ever(named: dict[str, str], monkeypatch: pyt
     late = Late(replies)
     go = late.hold()
     await late.listen()
-    async with gateway({"backends": {"slow": {"kind": "openai", "base_url": late.root}}}) as gate:
+    async with gateway({"backends": {"slow": {"kind": "openai", "base_url": late.root}}}, first_round=SOON) as gate:
         refused = await gate.client.post(CHAT_PATH, json=ASKED | named)
         error = refused.json()["error"]
         assert (refused.status_code, error["code"], refused.headers["retry-after"]) == (503, "model_loading", "1")
@@ -66,7 +66,9 @@ async def test_it_does_not_wait_for_ever(named: dict[str, str], monkeypatch: pyt
     await late.close()
 
 
-async def test_what_is_known_waits_for_nobody() -> None:
+@pytest.mark.interpreted
+async def test_what_is_known_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "SETTLING", 10 * PATIENCE)
     late, there = Late(replies), Engine(replies)
     late.hold()
     await late.listen()
@@ -75,7 +77,7 @@ async def test_what_is_known_waits_for_nobody() -> None:
         "slow": {"kind": "openai", "base_url": late.root},
         "fast": {"kind": "openai", "base_url": there.root, "model": "n"},
     }
-    async with gateway({"backends": backends}) as gate, asyncio.timeout(endpoints.SETTLING / 2):
+    async with gateway({"backends": backends}, first_round=SOON) as gate, asyncio.timeout(PATIENCE):
         assert (await gate.client.post(CHAT_PATH, json=ASKED | {"model": "n"})).status_code == 200
         late.go.set()
     await late.close()
