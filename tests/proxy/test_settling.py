@@ -101,6 +101,7 @@ async def test_the_demo_engine_lists_its_model_before_anybody_can_ask(monkeypatc
 
     monkeypatch.setattr("proxy.local.LOCAL_PORTS", {})
     monkeypatch.setattr("proxy.health.HealthLoop.look", later)  # as on a busy machine
-    async with gateway({"discovery": {"local": True}, "demo": True, "health": {"interval": 60}}) as gate:
+    told = {"discovery": {"local": True}, "demo": True, "health": {"interval": 60}}
+    async with gateway(told, first_round=SOON) as gate:
         assert list(gate.gateway.registry.snapshot.routes) == ["demo"]
         assert (await gate.client.post(CHAT_PATH, json=ASKED)).status_code == 200
