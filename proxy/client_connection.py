@@ -107,6 +107,8 @@ class ClientConnection(Carrier):
         self._waiting.clear()
         if self._request is not None:
             self._request.on_left()
+        if self._parser is not None:
+            self._parser.close()
         self._parser = self._request = self._incoming = None  # they refer back to this
         self._let_go()  # nobody waits any more, but a client that was slow hasn't caught up
 

@@ -82,6 +82,11 @@ class ClientParser:
         """Whatever still comes says nothing."""
         self._ended = True
 
+    def close(self) -> None:
+        """Nothing comes any more. llhttp and this refer to each other: only so are both freed at once."""
+        self._ended = True
+        self._llhttp = None
+
     # -- without llhttp --------------------------------------------------------------------------------------
 
     def _again(self, data: bytes) -> int:

@@ -170,7 +170,8 @@ def test_one_that_is_to_leave_its_engines_leaves_them_and_only_where_they_can_be
 
 
 def test_without_a_gateway_it_ends_after_its_time() -> None:
-    with Launcher(spec("a", start="eager"), for_gateway=True, linger=0.2, begin=False) as launcher:
+    constants = {"launchers.__main__.ARRIVAL": 0.0}
+    with Launcher(spec("a", start="eager"), for_gateway=True, linger=0.2, begin=False, constants=constants) as launcher:
         run = subprocess.run(
             launcher.command_line(), cwd=ROOT, env=launcher.environment(), capture_output=True, text=True,
             timeout=PATIENCE,
