@@ -35,6 +35,7 @@ HOT = (
     "proxy/reading.py",
     "proxy/registry.py",
     "proxy/relay.py",
+    "proxy/sweep.py",
     "proxy/transport.py",
     "proxy/wire.py",
     "proxy/dialects/base.py",

@@ -30,9 +30,11 @@ from proxy.middleware import Edge
 from proxy.pages import Pages, only_here
 from proxy.reading import Cors, Keys, Reader
 from proxy.registry import Registry, Sharing
+from proxy.relay import LOOKS
 from proxy.reload import Reload
 from proxy.settings import ServerSettings, Settings
 from proxy.status import Status
+from proxy.sweep import Sweep
 from proxy.transport import Limits, Transport
 
 FAREWELL: Final = 2.0  # seconds for the last bytes of streams that a shutdown cut
@@ -128,10 +130,10 @@ def create_app(
 
 
 def _relayed(server: ServerSettings, registry: Registry, forwarder: Forwarder) -> dict[Endpoint, RelayEndpoint]:
+    pulse = Sweep(server.keep_alive_interval / LOOKS)
+
     def relay(endpoint: Endpoint) -> RelayEndpoint:
-        return RelayEndpoint(
-            endpoint, registry, forwarder, max_body=server.max_body, keep_alive=server.keep_alive_interval
-        )
+        return RelayEndpoint(endpoint, registry, forwarder, max_body=server.max_body, pulse=pulse)
 
     return {endpoint: relay(endpoint) for endpoint in RELAYED.values()}
 

@@ -21,6 +21,7 @@ from proxy.client_head import Head, Heads
 from proxy.client_parser import ClientParser, NotHttp
 from proxy.client_request import STATUS_LINES, Carrier, ClientRequest
 from proxy.errors import error
+from proxy.sweep import Sweep
 from proxy.wire import dump_error
 
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
@@ -28,14 +29,16 @@ App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 AHEAD: Final = 256 * 1024  # bytes that are held of a body that nobody reads yet, or of requests sent ahead
 DISCARD: Final = 1024 * 1024  # bytes of a body that are read for nothing, after its answer, to keep the connection
 STALLED: Final = 300.0  # seconds for which a client may read nothing of its answer
+LOOK: Final = 1.0  # seconds between two looks whether a client is idle or stalled
 LINGER: Final = 0.5  # seconds in which a refused client may still send, so that it reads why before a reset
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 
 class ClientConnection(Carrier):
     """An `asyncio.Protocol`, which it doesn't inherit from: a compiled class with such a base must never be referred to
-    weakly, and that nobody would know. `heads`: those that other connections have had. One request at a time is
-    answered. What came ahead in the same read is parsed and waits its turn; the rest isn't parsed before."""
+    weakly, and that nobody would know. One request at a time is answered. What came ahead in the same read is parsed
+    and waits its turn; the rest isn't parsed before. Shared with others: `heads`, which they have had, and `sweep`,
+    which looks for clients that are idle or stalled."""
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class ClientConnection(Carrier):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         heads: Heads | None = None,
+        sweep: Sweep | None = None,
     ) -> None:
         self._app = cast(App, config.loaded_app)
         self._idle_limit = float(config.timeout_keep_alive)
@@ -52,8 +56,7 @@ class ClientConnection(Carrier):
         self.loop = _loop or asyncio.get_running_loop()
         self._parser: ClientParser | None = ClientParser(self, heads)  # None: the client left
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made sets it
-        self._ends: dict[str, Any] = {}  # the scope's members that are the connection's
-        self._scope: dict[str, Any] = {}  # those and the last head's
+        self._scope: dict[str, Any] = {}  # the members that are the connection's, and the last head's
         self._request: ClientRequest | None = None  # being answered
         self._incoming: ClientRequest | None = None  # being read: that one, or the last of those that wait
         self._waiting: list[ClientRequest] = []  # behind it
@@ -69,7 +72,8 @@ class ClientConnection(Carrier):
         self._date = b""
         self._since = self.loop.time()  # of the last change between busy, idle and stalled
         self._unread = 0  # bytes that a slow client had not read at the last look
-        self._timer = self.loop.call_later(self._idle_limit, self._look)
+        self._sweep = sweep if sweep is not None else Sweep(LOOK)
+        self._sweep.add(self._look, self.loop)
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------
 
@@ -77,7 +81,7 @@ class ClientConnection(Carrier):
         self._transport = cast(asyncio.Transport, transport)
         self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn asks no more of it than `shutdown`
         peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        self._ends = {
+        self._scope = {
             "type": "http",
             "asgi": _ASGI,
             "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
@@ -102,7 +106,7 @@ class ClientConnection(Carrier):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.connections.discard(self)
-        self._timer.cancel()
+        self._sweep.discard(self._look)
         self._ahead.clear()
         self._waiting.clear()
         if self._request is not None:
@@ -138,7 +142,7 @@ class ClientConnection(Carrier):
         """A request begins."""
         if head is not self._last:
             self._last = head
-            self._scope = {**self._ends, **head.scope()}
+            self._scope.update(head.scope())
         request = self._incoming = ClientRequest(self, head)
         if self._request is None:
             self._start(request)
@@ -239,7 +243,9 @@ class ClientConnection(Carrier):
 
     async def _run(self, request: ClientRequest) -> None:
         head = request.head
-        scope = self._scope.copy() if head is self._last else {**self._ends, **head.scope()}
+        scope = self._scope.copy()
+        if head is not self._last:
+            scope.update(head.scope())
         scope["illm.client"] = request  # which doesn't know the scope: that were a circle
         try:
             await self._app(scope, request.receive, request.send)
@@ -305,16 +311,13 @@ class ClientConnection(Carrier):
 
     def _look(self) -> None:
         """Now and then: is it idle, or its client stalled, for too long?"""
-        busy = self._request is not None and not self._request.complete
         if self.slow:
-            unread = self._transport.get_write_buffer_size()
+            limit, unread = STALLED, self._transport.get_write_buffer_size()
             if unread != self._unread:  # it reads, if slowly
                 self._unread, self._since = unread, self.loop.time()
-        limit = STALLED if self.slow else self._idle_limit
-        left = limit - (self.loop.time() - self._since)
-        if busy and not self.slow:
-            left = limit
-        elif left <= 0:
-            self._transport.abort()
+        elif self._request is not None and not self._request.complete:
             return
-        self._timer = self.loop.call_later(min(left, self._idle_limit), self._look)
+        else:
+            limit = self._idle_limit
+        if self.loop.time() - self._since >= limit:
+            self._transport.abort()

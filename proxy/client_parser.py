@@ -48,7 +48,7 @@ class ClientParser:
     def __init__(self, listener: Listener, heads: Heads | None) -> None:
         self._listener = listener
         self._known = heads
-        self._llhttp: Any = httptools.HttpRequestParser(self)
+        self._llhttp: Any = None  # where it has no use it isn't: most connections begin with a head that others had
         self._last: Head | None = None  # which may come again
         self._heads = 0  # that llhttp has parsed
         self._between = True  # llhttp stands between two requests
@@ -71,6 +71,7 @@ class ClientParser:
                 self._parse(data)
                 return
             assert self._last is not None
+            self._llhttp = None
             head = self._last = self._last.repeated(data)
             self._listener.on_head(head)
             self._left = head.length
@@ -111,6 +112,8 @@ class ClientParser:
     # -- with it ---------------------------------------------------------------------------------------------
 
     def _parse(self, data: bytes) -> None:
+        if self._llhttp is None:
+            self._llhttp = httptools.HttpRequestParser(self)
         begun, first, heads = self._between, data, self._heads
         self._size += len(data)
         while True:

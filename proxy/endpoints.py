@@ -27,6 +27,7 @@ from proxy.registry import Registry
 from proxy.relay import Client, relay
 from proxy.settings import Defaults
 from proxy.settings_types import KIND_SYNONYMS
+from proxy.sweep import Sweep
 from proxy.wire import InvalidJson, Members, Raw, bad_json, dump, load, load_object, members
 
 Scope = Mapping[str, Any]
@@ -87,13 +88,14 @@ class RelayEndpoint:
         forwarder: Forwarder,
         *,
         max_body: int,
-        keep_alive: float,
+        pulse: Sweep | None,
     ) -> None:
+        """`pulse`: keeps its streams alive, see `relay`."""
         self._endpoint = endpoint
         self._registry = registry
         self._forwarder = forwarder
         self._max_body = max_body
-        self._keep_alive = keep_alive if endpoint in GENERATIONS else None
+        self._pulse = pulse if endpoint in GENERATIONS else None
         self.adopt(registry.settings.defaults)
 
     def adopt(self, defaults: Defaults) -> None:
@@ -108,8 +110,8 @@ class RelayEndpoint:
         if call.circles:
             raise _in_a_circle()
         opening = await self._open(client, call)
-        keep_alive = self._keep_alive if call.stream else None
-        await relay(Client(call, client), opening, endpoint=self._endpoint, keep_alive=keep_alive)
+        pulse = self._pulse if call.stream else None
+        await relay(Client(call, client), opening, endpoint=self._endpoint, pulse=pulse)
 
     async def _open(self, client: ClientRequest, call: Call) -> Coroutine[Any, Any, Opened]:
         """The answer, not begun. Here alone is the body, which nobody keeps for as long as a stream lasts."""

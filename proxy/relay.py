@@ -21,9 +21,10 @@ from proxy.errors import ApiError, error
 from proxy.events import CONTENT_TYPE, DONE, KEEP_ALIVE, comment, error_events
 from proxy.exchange import Exchange
 from proxy.headers import RawHeaders
+from proxy.sweep import Sweep
 from proxy.wire import dump_error
 
-LOOKS: Final = 4  # in one interval of silence: a comment comes at most so much later
+LOOKS: Final = 4  # of a pulse in one interval of silence: a comment comes at most so much later
 LINGER: Final = 1.0  # seconds that an engine has for ending its answer after the end marker, to keep its connection
 STREAM_HEADERS: Final[RawHeaders] = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 STREAM_OWN: Final = frozenset(name for name, _ in STREAM_HEADERS)
@@ -38,7 +39,7 @@ class Client:
         self.exchanges: tuple[Exchange, ...] = ()  # paused while the client is slow
         self.loop = request.loop
         self._ending = False
-        self.quiet = 0  # for how many of a pulse's looks
+        self.quiet = 0  # looks of the pulse since something was written
 
     async def respond(self, status: int, content_type: str, body: bytes, headers: RawHeaders) -> None:
         """A whole response; waits while the client is slow."""
@@ -101,6 +102,19 @@ class Client:
         """May something be written that isn't the answer? Not behind its end, nor to a client that doesn't read."""
         return not self._ending and not self.request.slow
 
+    def beat(self) -> None:
+        """A look of the pulse: a comment for a stream whose engine is silent. No piece moves a timer for that, or asks
+        for the time."""
+        self.quiet += 1
+        if self.quiet <= LOOKS:  # the first of them may have come right behind a piece
+            return
+        self.quiet = 0
+        if self.open:
+            if not self.call.started:
+                self.head(CONTENT_TYPE, [])
+            waiting = self.call.waiting
+            self.write(KEEP_ALIVE if waiting is None else comment(waiting()))
+
     def close(self) -> None:
         """Nothing more will be written."""
         self.exchanges = ()
@@ -122,17 +136,19 @@ async def relay(
     answer: Coroutine[Any, Any, Opened],
     *,
     endpoint: Endpoint,
-    keep_alive: float | None,
+    pulse: Sweep | None,
 ) -> None:
-    """See one call through, from waiting for `answer` to the last byte. `keep_alive`: seconds of silence after which
-    a stream gets a comment (and, before the answer, its head), None where no stream was asked for.
+    """See one call through, from waiting for `answer` to the last byte. `pulse`: looks `LOOKS` times in that interval
+    of silence after which a stream gets a comment (and, before the answer, its head); None where no stream was asked
+    for.
 
     It always returns normally; how it went stands in `client.call`."""
     task = asyncio.current_task(client.loop)
     assert task is not None
     request = client.request
     request.watch(task.cancel)
-    pulse = Pulse(client, keep_alive) if keep_alive else None
+    if pulse is not None:
+        pulse.add(client.beat, client.loop)
     opened: Opened | None = None
     try:
         try:
@@ -156,7 +172,7 @@ async def relay(
             answer.close()
         request.watch(None)
         if pulse is not None:
-            pulse.close()
+            pulse.discard(client.beat)
         client.close()
         if opened is not None:
             opened.close()
@@ -272,30 +288,3 @@ async def _fail(client: Client, endpoint: Endpoint, exc: ApiError) -> None:
     client.call.failed(exc)
     client.write(error_events(endpoint, exc))
     await client.finish()
-
-
-class Pulse:
-    """Comments for a stream while its engine is silent. One timer, which now and then looks whether anything was
-    written since; no piece moves it, or asks for the time."""
-
-    def __init__(self, client: Client, interval: float) -> None:
-        self._client = client
-        self._interval = interval / LOOKS
-        self._loop = client.loop
-        self._timer = self._loop.call_later(self._interval, self._beat)
-
-    def close(self) -> None:
-        self._timer.cancel()
-
-    def _beat(self) -> None:
-        client = self._client
-        self._timer = self._loop.call_later(self._interval, self._beat)
-        client.quiet += 1
-        if client.quiet < LOOKS:
-            return
-        client.quiet = 0
-        if client.open:
-            if not client.call.started:
-                client.head(CONTENT_TYPE, [])
-            waiting = client.call.waiting
-            client.write(KEEP_ALIVE if waiting is None else comment(waiting()))

@@ -23,7 +23,7 @@ from typing import Final, Protocol, cast
 import uvicorn
 
 from proxy.app import Gateway, create_app
-from proxy.client_connection import ClientConnection
+from proxy.client_connection import LOOK, ClientConnection
 from proxy.client_head import Heads
 from proxy.dialects.openai.paths import TITLES
 from proxy.discovery import new_client, probe
@@ -36,6 +36,7 @@ from proxy.pages import only_here
 from proxy.pool import Backend
 from proxy.registry import Registry
 from proxy.settings import Settings, SettingsError
+from proxy.sweep import Sweep
 
 log = logging.getLogger("illm")
 
@@ -158,7 +159,7 @@ def configured(gateway: Gateway, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         gateway.app,
         loop="auto",  # uvloop where it is installed
-        http=cast(type[asyncio.Protocol], partial(ClientConnection, heads=Heads())),
+        http=cast(type[asyncio.Protocol], partial(ClientConnection, heads=Heads(), sweep=Sweep(LOOK))),
         proxy_headers=False,
         ws="none",
         lifespan="on",

@@ -1,8 +1,10 @@
 """What all tests share: the fixtures of real engines, and how hypothesis runs. A test whose engine can't be had here is
 skipped, and so is one that is marked slow, unless SLOW_TESTS=1 (as in CI), or interpreted, where proxy is compiled."""
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,6 +28,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # things. (Where the hot path is compiled, the first of these is a constant that nothing changes.)
 proxy.connection.STALE = PATIENCE
 proxy.reload.PATIENCE = PATIENCE
+
+
+@pytest.fixture(autouse=True)
+def _what_is_logged() -> Iterator[None]:
+    """A command that a test runs in this process sets it as for a terminal; the next test is not to see that."""
+    logger = logging.getLogger("illm")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ from proxy.client_head import Head, Target
 from proxy.client_request import ClientRequest
 from proxy.exchange import HOLD, Exchange
 from proxy.relay import Client as Sender
-from proxy.relay import Pulse
+from proxy.sweep import Sweep
 from tests.faults.support import (
     CHAT,
     CHAT_PATH,
@@ -169,7 +169,8 @@ async def test_what_was_held_already_counts_too() -> None:
 async def test_comments_do_not_pile_up_before_a_slow_client() -> None:
     slow = Slow()
     one = sender(slow)
-    pulse = Pulse(one, 0.001)
+    pulse = Sweep(0.001)
+    pulse.add(one.beat, one.loop)
     one.head("text/event-stream", [])
     for _ in range(4):
         one.write(b"data: x\n\n")
@@ -180,7 +181,7 @@ async def test_comments_do_not_pile_up_before_a_slow_client() -> None:
     finishing = asyncio.create_task(one.finish())
     slow.caught_up()
     await finishing
-    pulse.close()
+    pulse.discard(one.beat)
 
     assert held <= 4
     assert slow.sent[-1] == b"0\r\n\r\n"
@@ -193,7 +194,8 @@ async def test_no_comment_after_the_end() -> None:
     one = sender(slow)
     one.head("text/event-stream", [])
     one.write(b"data: x\n\n")
-    pulse = Pulse(one, 0.001)
+    pulse = Sweep(0.001)
+    pulse.add(one.beat, one.loop)
     finishing = asyncio.create_task(one.finish())
     ticks = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_later(0.05, ticks.set_result, None)
@@ -202,7 +204,7 @@ async def test_no_comment_after_the_end() -> None:
     await finishing
     for _ in range(5):
         await asyncio.sleep(0)
-    pulse.close()
+    pulse.discard(one.beat)
 
     assert slow.body == b"data: x\n\n"
     assert slow.sent[-1] == b"0\r\n\r\n"
