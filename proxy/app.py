@@ -96,7 +96,7 @@ def create_app(
         Limits(upstream.connect_timeout, upstream.response_timeout, upstream.idle_timeout, upstream.idle_connection)
     )
     metrics = Metrics(version=__version__, started=started)
-    images = ImageFetcher(control.client, settings.images)
+    images = ImageFetcher(settings.images)
     forwarder = Forwarder(registry, transport, DIALECTS, metrics, images, max_reply=upstream.max_reply)
     cors = Cors(settings.server.cors_origins)
     keys = Keys((key.get_secret_value() for key in settings.server.api_keys), _pages(settings.server, cors).check)
@@ -111,6 +111,7 @@ def create_app(
         finally:
             await _farewell(registry)
             await control.close()
+            await images.aclose()
             transport.close()
             log.close()
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from proxy.discovery import new_client
+from proxy.ask import Asker
 from proxy.health import HealthLoop
 from proxy.launched import Launch, Launched, Revive
 from proxy.launcher_client import Address, LauncherError
@@ -40,8 +40,8 @@ class Control:
         looks: bool = True,
     ) -> None:
         self.registry = registry = Registry(settings, sharing)
-        self.client = new_client()
-        self.health = health = HealthLoop(registry, self.client)
+        self._asker = Asker()
+        self.health = health = HealthLoop(registry, self._asker)
         self.launched = [Launched(one, registry, health, revive if one.own else None) for one in launchers]
         self._launch = launch
         self._looks = looks
@@ -49,7 +49,7 @@ class Control:
         if local is None:
             local = not (settings.backends or launchers)
         self._finder = (
-            LocalDiscovery(registry, health, self.client, own_port=own_port, demo=settings.demo)
+            LocalDiscovery(registry, health, self._asker, own_port=own_port, demo=settings.demo)
             if looks and local
             else None
         )
@@ -95,4 +95,4 @@ class Control:
         for one in self.launched:
             await one.close()
         await self.health.close()
-        await self.client.aclose()
+        self._asker.close()

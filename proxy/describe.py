@@ -6,13 +6,13 @@ once for each version of a model; what is loaded with which context is asked aga
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-import httpx
-
 from proxy import wire
+from proxy.ask import Asker, Unanswered
 from proxy.engine_answers import ModelInfo, ollama_contexts, ollama_shown
 
 AT_ONCE: Final = 20  # models described after one probe; the rest follow after the next ones
@@ -23,7 +23,7 @@ Known = dict[tuple[str, int | None], ModelInfo]  # (name, when it was made) -> i
 
 
 async def describe_ollama(
-    client: httpx.AsyncClient, root: str, key: str | None, models: Iterable[ModelInfo], known: Known
+    asker: Asker, root: str, key: str | None, models: Iterable[ModelInfo], known: Known
 ) -> tuple[ModelInfo, ...]:
     """The same models with their context length and capabilities. Adds to `known` what it learns. A question that
     fails leaves a model as it was listed; nothing is raised."""
@@ -33,29 +33,19 @@ async def describe_ollama(
         version = (model.id, model.created)
         if version not in known and asked < AT_ONCE:
             asked += 1
-            shown = ollama_shown(await _ask(client, f"{root}/api/show", key, {"model": model.id}), model)
+            shown = ollama_shown(await _ask(asker, root, "/api/show", key, {"model": model.id}), model)
             if shown is not None:
                 known[version] = shown
         described.append(known.get(version, model))
-    loaded = ollama_contexts(await _ask(client, f"{root}/api/ps", key, None))
+    loaded = ollama_contexts(await _ask(asker, root, "/api/ps", key, None))
     return tuple(replace(model, max_model_len=loaded.get(model.id, model.max_model_len)) for model in described)
 
 
-async def _ask(client: httpx.AsyncClient, url: str, key: str | None, body: dict[str, Any] | None) -> Any:
+async def _ask(asker: Asker, root: str, path: str, key: str | None, body: dict[str, Any] | None) -> Any:
     """The JSON that is answered; None for anything else."""
-    headers = {"accept-encoding": "identity", "connection": "close"} | (
-        {"authorization": f"Bearer {key}"} if key else {}
-    )
-    content = wire.dump(body) if body is not None else None
-    data = bytearray()
     try:
-        async with client.stream(
-            "GET" if body is None else "POST", url, content=content, headers=headers, timeout=TIMEOUT
-        ) as response:
-            async for piece in response.aiter_raw():
-                data += piece
-                if len(data) > MAX_BYTES:
-                    return None
-        return wire.load(data) if response.status_code == 200 else None
-    except (httpx.HTTPError, httpx.InvalidURL, wire.InvalidJson):
+        async with asyncio.timeout(TIMEOUT):
+            told = await asker.ask(root, path, key, wire.dump(body) if body is not None else None, MAX_BYTES)
+    except (TimeoutError, Unanswered):
         return None
+    return told.value if told.status == 200 else None

@@ -1,7 +1,8 @@
 """Asking a base URL what it is: which engine, in what state, with which models.
 
-Control plane: httpx, one `probe` at a time, nothing kept between two of them. Hysteresis, intervals and what to do
-with the answer are the caller's (`health`, `registry`); no request of a client ever waits for this file.
+Control plane: one `probe` at a time, nothing kept between two of them; how a question is asked is `ask`'s. Hysteresis,
+intervals and what to do with the answer are the caller's (`health`, `registry`); no request of a client ever waits for
+this file.
 
 An engine is known by what it says, never by its port, and never by a status alone: LM Studio answers 200 to every
 path, and a web server that was not meant at all may sit on a usual port.
@@ -10,19 +11,14 @@ path, and a web server that was not meant at all may sit on a usual port.
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, NamedTuple
 
-import httpx
-
-from proxy import engine_answers, wire
+from proxy import engine_answers
+from proxy.ask import Asker, Unanswered
 from proxy.dialects.base import EngineKind
 from proxy.engine_answers import ModelInfo, Probe
-from proxy.open_files import shortage
 
 # Where engines listen when nobody says otherwise. For people: what answers there decides.
 LOCAL_PORTS: Final[dict[int, str]] = {
@@ -34,22 +30,10 @@ LOCAL_PORTS: Final[dict[int, str]] = {
     1234: "LM Studio",
     7997: "Infinity",
 }
-MAX_BYTES: Final = 4 * 2**20  # read of one answer
-
-
-def new_client() -> httpx.AsyncClient:
-    """A client fit for `probe`; the caller closes it.
-
-    It stores no cookie (httpx would send one backend's to the next), ignores proxy settings and .netrc in the
-    environment, and trusts the system's certificates or `SSL_CERT_FILE`, all as the data path does.
-    """
-    jar = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-    trust = ssl.create_default_context()
-    return httpx.AsyncClient(verify=trust, cookies=jar, trust_env=False, follow_redirects=False)
 
 
 async def probe(
-    client: httpx.AsyncClient,
+    asker: Asker,
     root: str,
     kind: EngineKind | None,
     api_key: str | None,
@@ -60,10 +44,9 @@ async def probe(
 
     Takes at most `timeout` seconds in all, one or two requests for a known kind and up to eight to recognise one. A
     `version` that an earlier probe told is returned again without asking. Every failure is a `Probe`, none is
-    raised. TGI is not to be asked more often than every 5 s. The client belongs to the caller; it must not keep
-    cookies (see `new_client`).
+    raised. TGI is not to be asked more often than every 5 s. The asker belongs to the caller.
     """
-    ask = _Questions(client, root.rstrip("/"), api_key)
+    ask = _Questions(asker, root.rstrip("/"), api_key)
     try:
         async with asyncio.timeout(timeout):
             if kind is None:
@@ -74,14 +57,8 @@ async def probe(
             return await _examine(ask, kind, version)
     except TimeoutError:
         return Probe("down", kind, detail=f"no answer within {timeout:g} s")
-    except _TooLong:
-        return Probe("down", kind, detail=f"answered with more than {MAX_BYTES // 2**20} MiB")
-    except (httpx.HTTPError, httpx.InvalidURL) as exc:
-        return Probe("down", kind, detail=why(exc))
-
-
-class _TooLong(Exception):
-    """An answer over `MAX_BYTES`."""
+    except Unanswered as exc:
+        return Probe("down", kind, detail=str(exc))
 
 
 class _Answer(NamedTuple):
@@ -96,36 +73,17 @@ class _Answer(NamedTuple):
 class _Questions:
     """GETs of one probe; none is asked twice."""
 
-    client: httpx.AsyncClient
+    asker: Asker
     root: str
     key: str | None
     answers: dict[str, _Answer] = field(default_factory=dict)
 
     async def get(self, path: str) -> _Answer:
         if path not in self.answers:
-            self.answers[path] = await self._get(path)
+            told = await self.asker.ask(self.root, path, self.key)
+            server, content_type = told.header(b"server"), told.header(b"content-type")
+            self.answers[path] = _Answer(path, told.status, server, content_type, told.value)
         return self.answers[path]
-
-    async def _get(self, path: str) -> _Answer:
-        # A connection for each: engines close idle ones after about as long as probes are apart. No compression,
-        # so that the limit counts what is kept.
-        headers = {b"accept": b"application/json", b"accept-encoding": b"identity", b"connection": b"close"}
-        if self.key is not None:
-            headers[b"authorization"] = b"Bearer " + self.key.encode()
-        body = bytearray()
-        async with self.client.stream(
-            "GET", self.root + path, headers=headers, follow_redirects=False, timeout=None
-        ) as response:
-            async for piece in response.aiter_raw():
-                body += piece
-                if len(body) > MAX_BYTES:
-                    raise _TooLong
-        try:
-            value = wire.load(body)
-        except wire.InvalidJson:
-            value = None
-        server, content_type = (response.headers.get(name, "") for name in ("server", "content-type"))
-        return _Answer(path, response.status_code, server, content_type, value)
 
 
 # --- what each engine is asked ---
@@ -234,44 +192,3 @@ def _stranger(ask: _Questions, first: _Answer) -> Probe:
         return _not_ready(ask, None, first)
     said = f"something answers ({first.status} at {first.path}), but not as an engine does"
     return Probe("down", None, detail=said)
-
-
-# --- what went wrong below HTTP ---
-
-_CAUSES: Final[tuple[tuple[type[BaseException], str], ...]] = (
-    (ConnectionRefusedError, "connection refused"),
-    (ConnectionResetError, "the connection was reset"),
-    (socket.gaierror, "host name not found"),
-    (ssl.SSLError, "TLS failed: check http:// or https:// in base_url, and its certificate"),
-    (httpx.UnsupportedProtocol, "base_url must begin with http:// or https://"),
-    (httpx.InvalidURL, "base_url is not a URL"),
-    (httpx.LocalProtocolError, "the api_key can't stand in a header"),
-    (httpx.RemoteProtocolError, "it closed the connection or does not answer in HTTP"),
-    (httpx.ConnectError, "can't connect"),
-)
-
-
-def why(exc: BaseException) -> str:
-    """What went wrong below HTTP, in plain words. Never httpx's own, which may hold a URL with a password."""
-    causes = tuple(_chain(exc))
-    for cause in causes:
-        if (said := shortage(cause)) is not None:
-            return said
-    for kind, words in _CAUSES:
-        if any(isinstance(cause, kind) for cause in causes):
-            return words
-    return f"the connection broke off ({type(exc).__name__})"
-
-
-def _chain(exc: BaseException) -> Iterator[BaseException]:
-    """The exception and everything it came from, each once: httpx wraps the socket's error a few layers deep."""
-    todo, seen = [exc], set[int]()
-    while todo:
-        one = todo.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        todo += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
-        if isinstance(one, BaseExceptionGroup):
-            todo += one.exceptions

@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import replace
+from random import uniform
 from typing import Final
 
-import httpx
-
+from proxy.ask import Asker
 from proxy.describe import describe_ollama
 from proxy.discovery import probe
 from proxy.pool import Backend
@@ -22,15 +22,16 @@ from proxy.registry import Registry
 log = logging.getLogger("illm")
 
 EAGER: Final = 1.0  # seconds between probes of a backend that isn't ready: it may be at any moment
+SPREAD: Final = 1.1  # an interval is up to so many times as long: not all backends are asked in the same moment
 EAGER_PROBES: Final = 60  # after that many it is asked at the ordinary interval
 
 
 class HealthLoop:
     """Watches the registry's backends. Whoever makes it calls `close`."""
 
-    def __init__(self, registry: Registry, client: httpx.AsyncClient) -> None:
+    def __init__(self, registry: Registry, asker: Asker) -> None:
         self._registry = registry
-        self._client = client
+        self._asker = asker
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[str, asyncio.Event] = {}
 
@@ -76,7 +77,7 @@ class HealthLoop:
             eager = 0 if backend.state == "ready" else eager + 1
             hurry = 0 < eager < EAGER_PROBES and backend.kind != "tgi"  # TGI's health may run a test generation
             interval = self._registry.settings.health.interval
-            await asyncio.sleep(min(EAGER, interval) if hurry else interval)
+            await asyncio.sleep(min(EAGER, interval) if hurry else interval * uniform(1.0, SPREAD))
 
     async def look(self, backend: Backend) -> None:
         """One probe of one backend, and the registry made anew if it changed anything."""
@@ -86,12 +87,12 @@ class HealthLoop:
         kind = settings.kind or (backend.kind if known else None)
         version = backend.version if known else None
         try:
-            found = await probe(self._client, settings.root, kind, key, health.timeout, version)
+            found = await probe(self._asker, settings.root, kind, key, health.timeout, version)
         except Exception:  # a bug must not end the watch: the backend would keep its last state for ever
             log.exception("probe of backend '%s'", backend.name)
             return
         if found.state == backend.state == "ready" and backend.kind == "ollama":  # a new one serves first
-            models = await describe_ollama(self._client, settings.root, key, found.models, backend.described)
+            models = await describe_ollama(self._asker, settings.root, key, found.models, backend.described)
             found = replace(found, models=models)
         before = backend.state
         if backend.learn(found, down_after=health.down_after, up_after=health.up_after):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-import httpx
+if TYPE_CHECKING:
+    import httpx  # 6 MB, for gateways that fetch images only: imported where the first one is
 
 from proxy.errors import ApiError, error
 from proxy.settings import ImageSettings
@@ -36,27 +38,35 @@ MAGIC: Final = (
 
 
 class ImageFetcher:
-    """Called with a URL, gives media type and bytes; raises a 400 for everything else. The client is the caller's and
-    must follow no redirects, keep no cookies and ignore the environment's proxies (`discovery.new_client`)."""
+    """Called with a URL, gives media type and bytes; raises a 400 for everything else. Whoever makes it calls
+    `aclose`."""
 
-    def __init__(self, client: httpx.AsyncClient, settings: ImageSettings, resolve: Resolve | None = None) -> None:
-        self._client = client
+    def __init__(self, settings: ImageSettings, resolve: Resolve | None = None) -> None:
+        self._client: httpx.AsyncClient | None = None  # made for the first URL
         self._settings = settings
         self._resolve = resolve or resolved
 
+    async def aclose(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
     async def __call__(self, url: str) -> tuple[str, bytes]:
+        import httpx
+
+        if self._client is None:
+            self._client = _new_client()
         try:
             async with asyncio.timeout(TOTAL):
-                return await self._follow(url)
+                return await self._follow(self._client, url)
         except TimeoutError:
             raise refused(f"it took longer than {TOTAL:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError):
             raise refused("its server can't be reached or broke off") from None
 
-    async def _follow(self, url: str) -> tuple[str, bytes]:
+    async def _follow(self, client: httpx.AsyncClient, url: str) -> tuple[str, bytes]:
         for _ in range(REDIRECTS + 1):
             parts = checked(url, self._settings.ports)
-            location, data = await self._get(parts, await self._address(parts))
+            location, data = await _get(client, parts, await self._address(parts))
             if location is None:
                 return media_type(data), data
             url = urljoin(url, location)
@@ -71,19 +81,31 @@ class ImageFetcher:
             raise refused("its host is not on the public internet")
         return addresses[0]
 
-    async def _get(self, parts: SplitResult, address: Address) -> tuple[str | None, bytes]:
-        """Where it redirects to, or the body."""
-        host = f"[{address}]" if address.version == 6 else str(address)
-        url = parts._replace(netloc=f"{host}:{_port(parts)}", fragment="").geturl()
-        headers = {"host": parts.netloc, "accept": "image/*", "user-agent": "illm"}
-        headers["connection"] = "close"  # another host at this address must not get a connection checked for this one
-        extensions = {"sni_hostname": parts.hostname} if parts.scheme == "https" else {}
-        async with self._client.stream("GET", url, headers=headers, extensions=extensions) as response:
-            if response.is_redirect:
-                return response.headers.get("location", ""), b""
-            if response.status_code != 200:
-                raise refused("its server doesn't give it out")
-            return None, await _bounded(response)
+
+def _new_client() -> httpx.AsyncClient:
+    """It stores no cookie (httpx would send one server's to the next), ignores proxies and .netrc of the environment,
+    follows no redirect, and trusts the system's certificates or `SSL_CERT_FILE`, all as the data path does."""
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+    import httpx
+
+    jar, trust = CookieJar(DefaultCookiePolicy(allowed_domains=[])), ssl.create_default_context()
+    return httpx.AsyncClient(verify=trust, cookies=jar, trust_env=False, follow_redirects=False)
+
+
+async def _get(client: httpx.AsyncClient, parts: SplitResult, address: Address) -> tuple[str | None, bytes]:
+    """Where it redirects to, or the body."""
+    host = f"[{address}]" if address.version == 6 else str(address)
+    url = parts._replace(netloc=f"{host}:{_port(parts)}", fragment="").geturl()
+    headers = {"host": parts.netloc, "accept": "image/*", "user-agent": "illm"}
+    headers["connection"] = "close"  # another host at this address must not get a connection checked for this one
+    extensions = {"sni_hostname": parts.hostname} if parts.scheme == "https" else {}
+    async with client.stream("GET", url, headers=headers, extensions=extensions) as response:
+        if response.is_redirect:
+            return response.headers.get("location", ""), b""
+        if response.status_code != 200:
+            raise refused("its server doesn't give it out")
+        return None, await _bounded(response)
 
 
 async def resolved(host: str, port: int) -> list[Address]:

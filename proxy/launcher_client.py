@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-import httpx
+if TYPE_CHECKING:
+    import httpx  # 6 MB, for gateways with launchers only: imported where the first client is made
 
 from proxy.wire import InvalidJson, load_object
 
@@ -55,6 +55,10 @@ class LauncherClient:
     """
 
     def __init__(self, address: Address) -> None:
+        from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+        import httpx
+
         self.address = address
         socket = address.url.removeprefix(UNIX) if address.url.startswith(UNIX) else None
         headers = {"authorization": f"Bearer {address.api_key}"} if address.api_key is not None else {}
@@ -137,6 +141,8 @@ class LauncherClient:
         self, method: str, path: str, silence: float | None, query: dict[str, Any] | None = None
     ) -> AsyncIterator[httpx.Response]:
         """An answer that is none of an error. `silence`: most seconds between two pieces of it."""
+        import httpx
+
         limits = httpx.Timeout(CONNECT, read=silence)
         try:
             async with self._client.stream(method, path, params=query, timeout=limits) as response:
@@ -167,6 +173,8 @@ class LauncherClient:
 
     def _lost(self, exc: Exception) -> LauncherError:
         """In plain words; never httpx's own."""
+        import httpx
+
         if isinstance(exc, httpx.ConnectTimeout | httpx.ConnectError):
             return LauncherError(f"{self._who} can't be reached. {self._advice}")
         if isinstance(exc, httpx.TimeoutException):

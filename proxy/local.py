@@ -12,8 +12,7 @@ import sys
 from collections.abc import Iterable
 from typing import Final
 
-import httpx
-
+from proxy.ask import Asker
 from proxy.discovery import LOCAL_PORTS, probe
 from proxy.engine_answers import Probe
 from proxy.health import HealthLoop
@@ -32,12 +31,10 @@ DEMO_START: Final = 30.0  # seconds
 class LocalDiscovery:
     """Finds local engines. Whoever makes it calls `close`."""
 
-    def __init__(
-        self, registry: Registry, health: HealthLoop, client: httpx.AsyncClient, *, own_port: int, demo: bool
-    ) -> None:
+    def __init__(self, registry: Registry, health: HealthLoop, asker: Asker, *, own_port: int, demo: bool) -> None:
         self._registry = registry
         self._health = health
-        self._client = client
+        self._asker = asker
         self._own_port = own_port
         self._demo = DemoEngine() if demo else None
         self._task: asyncio.Task[None] | None = None
@@ -49,7 +46,7 @@ class LocalDiscovery:
             address = await self._demo.start()
             if address is not None:  # asked at once: requests may come before it is for the first time
                 timeout = self._registry.settings.health.timeout
-                self._add(DEMO, address, await probe(self._client, address, "openai", None, timeout))
+                self._add(DEMO, address, await probe(self._asker, address, "openai", None, timeout))
 
     def start(self) -> None:
         """Keep looking."""
@@ -76,7 +73,7 @@ class LocalDiscovery:
         known = {origin.port for origin in origins if origin.host in LOOPBACK}
         new = [f"http://{HOST}:{port}" for port in LOCAL_PORTS if port != self._own_port and port not in known]
         timeout = self._registry.settings.health.timeout
-        found = await asyncio.gather(*(probe(self._client, root, None, None, timeout) for root in new))
+        found = await asyncio.gather(*(probe(self._asker, root, None, None, timeout) for root in new))
         for root, one in zip(new, found, strict=True):
             if one.state != "down" and one.kind is not None and not one.gateway:
                 self._add(_name(one.kind, root, self._registry.backends), root, one)

@@ -23,10 +23,11 @@ from typing import Final, Protocol, cast
 import uvicorn
 
 from proxy.app import Gateway, create_app
+from proxy.ask import asking
 from proxy.client_connection import LOOK, ClientConnection
 from proxy.client_head import Heads
 from proxy.dialects.openai.paths import TITLES
-from proxy.discovery import new_client, probe
+from proxy.discovery import probe
 from proxy.drain import DrainingServer, waits_for
 from proxy.launched import Launch, Revive
 from proxy.launcher_client import Address
@@ -218,8 +219,8 @@ def _bind(host: str, port: int) -> socket.socket:
 async def _who_answers(host: str, port: int) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     root = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    async with new_client() as client:
-        found = await probe(client, root, None, None, 2.0)
+    with asking() as asker:
+        found = await probe(asker, root, None, None, 2.0)
     if found.gateway:
         return "another illm"
     return TITLES[found.kind] if found.kind is not None else "another program"

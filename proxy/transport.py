@@ -91,9 +91,9 @@ class Connections(Owner):
         except TimeoutError:
             raise ConnectFailed(f"no connection to {where} within {self._limits.connect:g} s") from None
         except ssl.SSLError as tls:
-            raise ConnectFailed(f"TLS with {where} failed: {tls.reason or tls}") from None
+            raise ConnectFailed(f"TLS with {where} failed: {tls.reason or tls}") from tls
         except OSError as exc:
-            raise ConnectFailed(f"{where}: {_plain(exc)}") from None
+            raise ConnectFailed(f"{where}: {_plain(exc)}") from exc
         finally:
             self._opening -= 1
         return connection

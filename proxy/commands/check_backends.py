@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import httpx
-
+from proxy.ask import Asker, Unanswered, asking
 from proxy.dialects.base import EngineKind
-from proxy.discovery import LOCAL_PORTS, new_client, probe
+from proxy.discovery import LOCAL_PORTS, probe
 from proxy.engine_answers import Probe
 from proxy.settings import BackendSettings, Settings
 
 SHOWN: Final = 8  # names of models in a sentence
+TIMED: Final = 5.0  # seconds for the answer whose time is told
 
 # A part of what a look says -> what to do about it.
 _ADVICE: Final = (
@@ -56,39 +56,40 @@ async def look_at_all(settings: Settings) -> list[Look]:
         local = not (settings.backends or settings.engines or settings.launchers)
     known = {backend.root.replace("//localhost:", "//127.0.0.1:") for backend in settings.backends.values()}
     ports = [root for port in LOCAL_PORTS if (root := f"http://127.0.0.1:{port}") not in known] if local else []
-    async with new_client() as client:
+    with asking() as asker:
         looks = await asyncio.gather(
-            *(_look(client, name, backend, settings.health.timeout) for name, backend in settings.backends.items()),
-            *(_local(client, root, settings.health.timeout) for root in ports),
+            *(_look(asker, name, backend, settings.health.timeout) for name, backend in settings.backends.items()),
+            *(_local(asker, root, settings.health.timeout) for root in ports),
         )
     return [look for look in looks if look is not None]
 
 
-async def _look(client: httpx.AsyncClient, name: str, backend: BackendSettings, limit: float) -> Look:
+async def _look(asker: Asker, name: str, backend: BackendSettings, limit: float) -> Look:
     key = backend.api_key.get_secret_value() if backend.api_key else None
-    told = await probe(client, backend.root, backend.kind, key, limit)
+    told = await probe(asker, backend.root, backend.kind, key, limit)
     really = None
     if backend.kind not in (None, "openai") and (told.state == "ready" or told.detail.startswith(_OTHER)):
-        found = (await probe(client, backend.root, None, key, limit)).kind
+        found = (await probe(asker, backend.root, None, key, limit)).kind
         really = found if found != "openai" else None  # which says only that it is none of the others, or hides it
-    return Look(name, backend.root, told, await _time(client, backend.root, told), really=really)
+    return Look(name, backend.root, told, await _time(asker, backend.root, told), really=really)
 
 
-async def _local(client: httpx.AsyncClient, root: str, limit: float) -> Look | None:
-    told = await probe(client, root, None, None, limit)
+async def _local(asker: Asker, root: str, limit: float) -> Look | None:
+    told = await probe(asker, root, None, None, limit)
     if told.kind is None or told.state == "down" or told.gateway:
         return None
-    return Look(told.kind, root, told, await _time(client, root, told), local=True)
+    return Look(told.kind, root, told, await _time(asker, root, told), local=True)
 
 
-async def _time(client: httpx.AsyncClient, root: str, told: Probe) -> float | None:
+async def _time(asker: Asker, root: str, told: Probe) -> float | None:
     """Milliseconds for one answer on a connection of its own."""
     if told.state == "down":
         return None
     began = time.perf_counter()
     try:
-        await client.get(f"{root}{told.prefix}/models", timeout=5.0)
-    except httpx.HTTPError:
+        async with asyncio.timeout(TIMED):
+            await asker.ask(root, f"{told.prefix}/models", None)
+    except (TimeoutError, Unanswered):
         return None
     return (time.perf_counter() - began) * 1000
 

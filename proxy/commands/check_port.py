@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import httpx
-
-from proxy import wire
+from proxy.ask import Asker, Unanswered, asking
 from proxy.commands.where import PATIENCE, roots
 from proxy.dialects.openai.paths import TITLES
-from proxy.discovery import new_client, probe
+from proxy.discovery import probe
 from proxy.engine_answers import is_gateway
 from proxy.settings import Settings
 
@@ -61,11 +59,11 @@ async def look_at_port(settings: Settings) -> Port:
     host, number = settings.server.host, settings.server.port
     places = roots(settings)
     free = [root for root in places if _free(host, urlsplit(root).port or 0)]
-    async with new_client() as client:
-        health = await asyncio.gather(*(_health(client, root) for root in places if root not in free))
+    with asking() as asker:
+        health = await asyncio.gather(*(_health(asker, root) for root in places if root not in free))
         running = next((one for one in health if one is not None), None)
         gateway, about = running if running is not None else (None, {})
-        taken = "" if places[0] in free else ILLM if gateway == places[0] else await _who(client, places[0])
+        taken = "" if places[0] in free else ILLM if gateway == places[0] else await _who(asker, places[0])
     backends = tuple(one for one in about.get("backends") or () if isinstance(one, dict))
     instead = urlsplit(free[0]).port if taken and free else None
     return Port(number, taken, instead, gateway, backends)
@@ -83,15 +81,16 @@ def _free(host: str, port: int) -> bool:
     return True
 
 
-async def _health(client: httpx.AsyncClient, root: str) -> tuple[str, Row] | None:
+async def _health(asker: Asker, root: str) -> tuple[str, Row] | None:
     """Where it is and what it says of itself, if it is a gateway."""
     try:
-        about = wire.load((await client.get(f"{root}/healthz", timeout=PATIENCE)).content)
-    except (httpx.HTTPError, wire.InvalidJson):
+        async with asyncio.timeout(PATIENCE):
+            about = (await asker.ask(root, "/healthz", None)).value
+    except (TimeoutError, Unanswered):
         return None
     return (root, about) if is_gateway(about) else None
 
 
-async def _who(client: httpx.AsyncClient, root: str) -> str:
-    found = await probe(client, root, None, None, PATIENCE)
+async def _who(asker: Asker, root: str) -> str:
+    found = await probe(asker, root, None, None, PATIENCE)
     return TITLES[found.kind] if found.kind is not None else "another program"

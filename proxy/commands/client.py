@@ -7,6 +7,8 @@ what an answer means, and how it is shown.
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -18,9 +20,9 @@ import httpx
 
 from proxy import wire
 from proxy.commands.source import Failed, UsageError
-from proxy.discovery import why
 from proxy.engine_answers import message
 from proxy.framing import FrameTooLong, SseParser
+from proxy.open_files import shortage
 
 CONNECT: Final = 5.0  # seconds
 LOOK: Final = 30.0  # seconds for what a server knows by heart
@@ -256,3 +258,44 @@ def _split(base_url: str) -> tuple[str, str | None]:
     root = given.rstrip("/")
     cut = re.sub(r"/v1$", "", root)
     return (cut, "/v1") if cut != root else (root, None)
+
+
+# --- what went wrong below HTTP ---
+
+_CAUSES: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (ConnectionRefusedError, "connection refused"),
+    (ConnectionResetError, "the connection was reset"),
+    (socket.gaierror, "host name not found"),
+    (ssl.SSLError, "TLS failed: check http:// or https:// in base_url, and its certificate"),
+    (httpx.UnsupportedProtocol, "base_url must begin with http:// or https://"),
+    (httpx.InvalidURL, "base_url is not a URL"),
+    (httpx.LocalProtocolError, "the api_key can't stand in a header"),
+    (httpx.RemoteProtocolError, "it closed the connection or does not answer in HTTP"),
+    (httpx.ConnectError, "can't connect"),
+)
+
+
+def why(exc: BaseException) -> str:
+    """What went wrong below HTTP, in plain words. Never httpx's own, which may hold a URL with a password."""
+    causes = tuple(_chain(exc))
+    for cause in causes:
+        if (said := shortage(cause)) is not None:
+            return said
+    for kind, words in _CAUSES:
+        if any(isinstance(cause, kind) for cause in causes):
+            return words
+    return f"the connection broke off ({type(exc).__name__})"
+
+
+def _chain(exc: BaseException) -> Iterator[BaseException]:
+    """The exception and everything it came from, each once: httpx wraps the socket's error a few layers deep."""
+    todo, seen = [exc], set[int]()
+    while todo:
+        one = todo.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        todo += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
+        if isinstance(one, BaseExceptionGroup):
+            todo += one.exceptions

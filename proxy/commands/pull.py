@@ -17,11 +17,13 @@ from typing import Any, Final, NamedTuple
 import httpx
 
 from proxy import wire
+from proxy.ask import asking
+from proxy.commands.client import why
 from proxy.commands.find import answers
 from proxy.commands.progress import percent, size
 from proxy.commands.say import complain, printable, say, say_json
 from proxy.commands.source import Failed, UsageError
-from proxy.discovery import new_client, probe, why
+from proxy.discovery import probe
 from proxy.engine_answers import message
 from proxy.framing import FrameTooLong, NdjsonParser
 from proxy.settings import Settings, load_settings
@@ -111,8 +113,8 @@ async def _launched(arguments: argparse.Namespace) -> list[Ollama]:
 async def _asked(known: list[Ollama]) -> list[Ollama]:
     """Those that are there and are Ollama, each once."""
     unique = list({each.root.replace("//localhost:", "//127.0.0.1:"): each for each in reversed(known)}.values())[::-1]
-    async with new_client() as client:
-        looks = await asyncio.gather(*(probe(client, each.root, None, each.key, 5.0) for each in unique))
+    with asking() as asker:
+        looks = await asyncio.gather(*(probe(asker, each.root, None, each.key, 5.0) for each in unique))
     return [each for each, look in zip(unique, looks, strict=True) if look.kind == "ollama"]
 
 

@@ -5,59 +5,54 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import httpx
 import pytest
-import respx
 
+from proxy.ask import Unanswered
 from proxy.describe import Known, describe_ollama
-from proxy.discovery import new_client
 from proxy.engine_answers import ollama_models
+from tests.proxy.told import Reply, Told
 from tests.vectors_support import cases
 
 ROOT = "http://ollama.test:11434"
 SHOWN = next(case for case in cases("models") if case["name"] == "show_to_model")
 LISTED = next(case for case in cases("models") if case["name"] == "tags_to_model_list")
+NOTHING: Reply = (404, '{"error":"no"}', {})
 
 
-@respx.mock
+def said(value: Any) -> Reply:
+    return 200, json.dumps(value), {}
+
+
 async def test_described_as_the_contract_says() -> None:
     models = ollama_models(LISTED["upstream_response"]["body"])
     assert models is not None
-    show = respx.post(f"{ROOT}/api/show").respond(json=SHOWN["upstream_response"]["body"])
-    respx.get(f"{ROOT}/api/ps").respond(json={"models": []})
-    async with new_client() as client:
-        (model,) = await describe_ollama(client, ROOT, "secret", models[:1], {})
+    show = said(SHOWN["upstream_response"]["body"])
+    told = Told({"/api/show": show, "/api/ps": said({"models": []})}, NOTHING)
+    (model,) = await describe_ollama(told, ROOT, "secret", models[:1], {})
     wanted = SHOWN["response_out"]["body"] if "body" in SHOWN["response_out"] else SHOWN["response_out"]
 
-    assert json.loads(show.calls[0].request.content) == SHOWN["upstream_request"]["body"]
-    assert show.calls[0].request.headers["authorization"] == "Bearer secret"
+    assert told.asked[0].body is not None
+    assert json.loads(told.asked[0].body) == SHOWN["upstream_request"]["body"]
+    assert {(one.root, one.key) for one in told.asked} == {(ROOT, "secret")}
     assert (model.created, model.owned_by) == (wanted["created"], wanted["owned_by"])
     assert (model.max_model_len, list(model.capabilities)) == (wanted["max_model_len"], wanted["capabilities"])
 
 
-@respx.mock
 async def test_asked_once_for_each_version_and_loaded_context_wins() -> None:
     models = ollama_models(LISTED["upstream_response"]["body"])
     assert models is not None
-    show = respx.post(f"{ROOT}/api/show").respond(json=SHOWN["upstream_response"]["body"])
-    respx.get(f"{ROOT}/api/ps").respond(json={"models": [{"model": models[0].id, "context_length": 4096}]})
+    loaded = said({"models": [{"model": models[0].id, "context_length": 4096}]})
+    told = Told({"/api/show": said(SHOWN["upstream_response"]["body"]), "/api/ps": loaded}, NOTHING)
     known: Known = {}
-    async with new_client() as client:
-        await describe_ollama(client, ROOT, None, models, known)
-        first, second = await describe_ollama(client, ROOT, None, models, known)
+    await describe_ollama(told, ROOT, None, models, known)
+    first, second = await describe_ollama(told, ROOT, None, models, known)
 
-    assert show.call_count == len(models) == 2
+    assert told.paths.count("/api/show") == len(models) == 2
     assert (first.max_model_len, second.max_model_len) == (4096, 131072)
 
 
-@pytest.mark.parametrize(
-    "answer", [httpx.Response(404, json={"error": "no"}), httpx.Response(200, text="<html>"), httpx.ConnectError("no")]
-)
-@respx.mock
+@pytest.mark.parametrize("answer", [NOTHING, (200, "<html>", {}), Unanswered("no")], ids=["404", "a page", "none"])
 async def test_a_question_that_fails_changes_nothing(answer: Any) -> None:
     models = ollama_models(LISTED["upstream_response"]["body"])
     assert models is not None
-    respx.post(f"{ROOT}/api/show").mock(side_effect=[answer, answer])
-    respx.get(f"{ROOT}/api/ps").mock(side_effect=[answer])
-    async with new_client() as client:
-        assert await describe_ollama(client, ROOT, None, models, {}) == models
+    assert await describe_ollama(Told({}, answer), ROOT, None, models, {}) == models

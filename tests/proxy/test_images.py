@@ -6,10 +6,9 @@ import ipaddress
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
+import respx
 
-from proxy.discovery import new_client
 from proxy.errors import ApiError
 from proxy.images import MAX_BYTES, Address, ImageFetcher, checked, is_public, resolved
 from proxy.settings import ImageSettings
@@ -18,12 +17,6 @@ from tests.vectors_support import load
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 POLICY = [case for case in load("unit_image_url_policy")["cases"] if case["url"].startswith("http")]
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with new_client() as one:
-        yield one
 
 
 @pytest.mark.parametrize("case", POLICY, ids=lambda case: case["url"])
@@ -52,7 +45,7 @@ def test_not_public(private: str) -> None:
     assert not is_public(ipaddress.ip_address(private))
 
 
-def _fetcher(client: httpx.AsyncClient, upstream: Engine, seen: list[str] | None = None) -> ImageFetcher:
+def _fetcher(upstream: Engine, seen: list[str] | None = None) -> ImageFetcher:
     async def resolve(host: str, _: int) -> list[Address]:
         if seen is not None:
             seen.append(host)
@@ -60,7 +53,7 @@ def _fetcher(client: httpx.AsyncClient, upstream: Engine, seen: list[str] | None
 
     port = urlsplit(upstream.root).port
     assert port is not None
-    return ImageFetcher(client, ImageSettings(allow_private=True, ports=(port,)), resolve)
+    return ImageFetcher(ImageSettings(allow_private=True, ports=(port,)), resolve)
 
 
 class Files(Engine):
@@ -84,14 +77,14 @@ async def files() -> AsyncIterator[Files]:
     await one.close()
 
 
-async def test_fetched(client: httpx.AsyncClient, files: Files) -> None:
+async def test_fetched(files: Files) -> None:
     """The media type is what the bytes show; the name goes along although the address was connected to."""
     files.files["/a.png"] = (200, PNG, {"set_cookie": "a=b"})
     seen: list[str] = []
     url = files.root.replace("127.0.0.1", "img.test") + "/a.png"
 
-    got = await _fetcher(client, files, seen)(url)
-    await _fetcher(client, files)(url)
+    got = await _fetcher(files, seen)(url)
+    await _fetcher(files)(url)
 
     assert got == ("image/png", PNG)
     assert seen == ["img.test"]
@@ -99,19 +92,19 @@ async def test_fetched(client: httpx.AsyncClient, files: Files) -> None:
     assert "cookie" not in files.asked[1].headers
 
 
-async def test_each_redirect_is_checked(client: httpx.AsyncClient, files: Files) -> None:
+async def test_each_redirect_is_checked(files: Files) -> None:
     files.files["/a"] = (302, b"", {"location": "/b"})
     files.files["/b"] = (302, b"", {"location": "http://127.0.0.1:22/secret"})
 
     with pytest.raises(ApiError, match="port"):
-        await _fetcher(client, files)(files.root + "/a")
+        await _fetcher(files)(files.root + "/a")
 
 
-async def test_redirects_end(client: httpx.AsyncClient, files: Files) -> None:
+async def test_redirects_end(files: Files) -> None:
     files.files["/a"] = (302, b"", {"location": "/a"})
 
     with pytest.raises(ApiError, match="more than 3 times"):
-        await _fetcher(client, files)(files.root + "/a")
+        await _fetcher(files)(files.root + "/a")
 
     assert len(files.asked) == 4
 
@@ -124,30 +117,48 @@ async def test_redirects_end(client: httpx.AsyncClient, files: Files) -> None:
         (200, PNG + bytes(MAX_BYTES), "larger than 20 MB"),
     ],
 )
-async def test_refused(client: httpx.AsyncClient, files: Files, status: int, body: bytes, why: str) -> None:
+async def test_refused(files: Files, status: int, body: bytes, why: str) -> None:
     """Said without addresses or what the server answered."""
     files.files["/a"] = (status, body, {})
 
     with pytest.raises(ApiError, match=why) as caught:
-        await _fetcher(client, files)(files.root + "/a")
+        await _fetcher(files)(files.root + "/a")
 
     assert "127.0.0.1" not in caught.value.message
     assert "secret" not in caught.value.message
 
 
-async def test_private_addresses_are_refused_by_default(client: httpx.AsyncClient) -> None:
+async def test_private_addresses_are_refused_by_default() -> None:
     async with engine() as upstream:
         port = urlsplit(upstream.root).port
         assert port is not None
         with pytest.raises(ApiError, match="not on the public internet"):
-            await ImageFetcher(client, ImageSettings(ports=(port,)))(upstream.root + "/v1/models")
+            await ImageFetcher(ImageSettings(ports=(port,)))(upstream.root + "/v1/models")
 
         assert not upstream.connections
 
 
-async def test_one_private_address_among_public_ones_is_enough(client: httpx.AsyncClient) -> None:
+async def test_one_private_address_among_public_ones_is_enough() -> None:
     async def both(host: str, port: int) -> list[Address]:
         return [ipaddress.ip_address("93.184.215.14"), ipaddress.ip_address("10.0.0.1")]
 
     with pytest.raises(ApiError, match="not on the public internet"):
-        await ImageFetcher(client, ImageSettings(), both)("http://example.com/a.png")
+        await ImageFetcher(ImageSettings(), both)("http://example.com/a.png")
+
+
+@respx.mock
+async def test_a_connection_goes_to_the_address_that_was_checked_under_the_host_s_name() -> None:
+    """TLS included: the certificate is the name's, and no other resolver is asked once more."""
+
+    async def resolve(host: str, port: int) -> list[Address]:
+        assert (host, port) == ("img.example", 443)
+        return [ipaddress.ip_address("2606:4700::1111")]
+
+    route = respx.get("https://[2606:4700::1111]:443/a.png?size=1").respond(content=PNG)
+    fetcher = ImageFetcher(ImageSettings(), resolve)
+    assert await fetcher("https://img.example/a.png?size=1#part") == ("image/png", PNG)
+    await fetcher.aclose()
+
+    (call,) = route.calls
+    assert call.request.headers["host"] == "img.example"
+    assert call.request.extensions["sni_hostname"] == "img.example"

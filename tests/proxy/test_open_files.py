@@ -16,8 +16,9 @@ import pytest
 import uvloop
 
 from proxy import open_files
+from proxy.ask import asking
 from proxy.connection import ConnectFailed
-from proxy.discovery import new_client, probe
+from proxy.discovery import probe
 from proxy.open_files import Watch
 from proxy.transport import Limits, Origin, Transport
 from tests.faults.support import CHAT, ok
@@ -90,11 +91,11 @@ def test_a_connection_that_cannot_be_made_for_it(loop: Callable[[], asyncio.Abst
 
 
 async def test_the_engine_is_not_blamed() -> None:
-    async with engine(ok) as upstream, gateway(one_backend(upstream.root)) as gate, new_client() as client:
+    async with engine(ok) as upstream, gateway(one_backend(upstream.root)) as gate:
         await gate.client.get("/livez")  # so that there is a connection to ask on
-        with none_left() as said:
+        with asking() as asker, none_left() as said:
             reply = await gate.client.post("/v1/chat/completions", json=CHAT)
-            found = await probe(client, upstream.root, "vllm", None, 5.0)
+            found = await probe(asker, upstream.root, "vllm", None, 5.0)
 
         assert reply.status_code == 503
         assert said in reply.json()["error"]["message"]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.discovery import new_client, probe
+from proxy.ask import asking
+from proxy.discovery import probe
 from tests.faults.support import CHAT, ok
 from tests.proxy.harness import engine, gateway, one_backend, until
 
@@ -34,8 +35,9 @@ async def test_an_authority_that_is_named_is_trusted(server: ssl.SSLContext, mon
 
 
 async def test_any_other_is_not(server: ssl.SSLContext) -> None:
-    async with engine(ok, tls=server) as upstream, new_client() as client, gateway(one_backend(upstream.root)) as gate:
-        found = await probe(client, upstream.root, "vllm", None, 5.0)
+    async with engine(ok, tls=server) as upstream, gateway(one_backend(upstream.root)) as gate:
+        with asking() as asker:
+            found = await probe(asker, upstream.root, "vllm", None, 5.0)
         reply = await gate.client.post("/v1/chat/completions", json=CHAT)
 
         assert (found.state, found.detail[:10]) == ("down", "TLS failed")
