@@ -46,6 +46,8 @@ HOT = (
     "proxy/dialects/openai/reply.py",
     "proxy/dialects/openai/stream.py",
     "proxy/dialects/openai/usual.py",
+    "proxy/dialects/ollama/stream.py",
+    "proxy/dialects/tgi/stream.py",
 )
 
 

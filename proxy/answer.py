@@ -66,12 +66,12 @@ class Streaming:
         self.headers = headers
 
 
-class Verbatim:
-    """A `StreamDecoder` for bodies that nobody here understands: audio, images."""
+class Verbatim(StreamDecoder):
+    """Of bodies that nobody here understands: audio, images."""
 
-    done = False
-    cut = False
-    usage: Usage | None = None
+    def __init__(self) -> None:
+        self.done = self.cut = False
+        self.usage: Usage | None = None
 
     def feed(self, data: bytes) -> bytes:
         return data

@@ -10,6 +10,8 @@ from typing import Final
 LONGEST: Final = 9  # bytes of a size line that are looked through: a longer one isn't usual
 USUAL: Final = 1024  # bytes of a chunk whose size line is known beforehand: a token's event, say
 LAST: Final = b"0\r\n\r\n"
+CR: Final = 13
+LF: Final = 10
 _LINES: Final = tuple(b"%x\r\n" % size for size in range(USUAL))
 _SIZES: Final = {b"%x" % size: size for size in range(1, USUAL)}
 
@@ -23,9 +25,11 @@ def chunk(body: bytes) -> bytes:
 def whole_chunks(data: bytes) -> tuple[bytes, int]:
     """The body of those chunks that `data` begins with and holds wholly, and how many of its bytes they
     are. What is left is for a real parser: a part of a chunk, the last one, an extension, and what is no chunk."""
-    end = data.find(b"\r\n", 0, LONGEST)
-    if end > 0 and end + _SIZES.get(data[:end], -4) + 4 == len(data) and data.endswith(b"\r\n"):
-        return data[end + 2 : -2], len(data)  # one, of the usual size
+    if len(data) > LONGEST:
+        end = 2 if data[2] == CR else 3  # digits of one of the usual size
+        size = _SIZES.get(data[:end], -4)
+        if end + size + 4 == len(data) and data[end] == CR and data[end + 1] == LF and data.endswith(b"\r\n"):
+            return data[end + 2 : -2], len(data)
     at, bodies = 0, []
     while True:
         end = data.find(b"\r\n", at, at + LONGEST)

@@ -189,11 +189,14 @@ class Reply:
         self.usage = usage
 
 
-class StreamDecoder(Protocol):
-    """Upstream bytes to client bytes, incrementally; one object for one answer.
+class StreamDecoder:
+    """Upstream bytes to client bytes, incrementally; one object for one answer. (A class and no protocol, as it is
+    called for each chunk: see `connection.Receiver`.)
 
     Every piece returned ends at an event boundary, so that a comment or an error may follow it.
     """
+
+    __slots__ = ()
 
     done: bool  # the client's stream is complete, its end marker included: what the engine still says is void
     cut: bool  # it is complete although the engine would go on: its connection must be closed
@@ -202,16 +205,20 @@ class StreamDecoder(Protocol):
     def feed(self, data: bytes) -> bytes:
         """Decode the next read. Raises `ApiError` for an error that the engine reports (nothing is lost: what
         came before it in the same read is in `pending`) and for one that breaks the stream."""
+        raise NotImplementedError
 
     def flush(self) -> bytes:
         """The upstream body ended properly: the rest, and what the engine left out (`[DONE]`). Raises
         `ApiError` `upstream_incomplete` where it ended too early."""
+        raise NotImplementedError
 
     def error(self, exc: ApiError) -> bytes:
         """That error as this stream's last events, its end marker included."""
+        raise NotImplementedError
 
     def take_pending(self) -> bytes:
         """What was decoded before the error that `feed` or `flush` raised; empty otherwise."""
+        raise NotImplementedError
 
 
 class ResponseDecoder(Protocol):

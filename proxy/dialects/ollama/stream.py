@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from proxy.dialects.base import Target, Usage
+from proxy.dialects.base import StreamDecoder, Target, Usage
 from proxy.dialects.ollama.answer import created, finish_reason, guard_reason, logprobs, said, usage
 from proxy.dialects.ollama.errors import error_in
 from proxy.dialects.shared.openai_out import ChoiceWriter, ClientStream, tool_call
@@ -23,8 +23,8 @@ from proxy.wire import InvalidJson, JsonObject, load_object
 REPEATED: Final = 30  # equal texts at the end by which the guard is known; it acts on the 32nd and withholds that
 
 
-class OllamaDecoder:
-    """A `StreamDecoder`. `top_logprobs`: None where no logprobs were asked for."""
+class OllamaDecoder(StreamDecoder):
+    """`top_logprobs`: None where no logprobs were asked for."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from proxy.dialects.base import Endpoint, Target, Usage
+from proxy.dialects.base import Endpoint, StreamDecoder, Target, Usage
 from proxy.dialects.openai.names import Renamer
 from proxy.dialects.openai.reply import rename_reasoning, usage_of
 from proxy.dialects.openai.usual import UsualEvent, usual_event
@@ -58,8 +58,8 @@ class Fixer(Protocol):
     def end(self, *, marked: bool = True) -> list[JsonObject]: ...
 
 
-class PassThroughDecoder:
-    """A `StreamDecoder` for Server-Sent Events. `several`: more than one choice may come, so each chunk's index
+class PassThroughDecoder(StreamDecoder):
+    """Of Server-Sent Events. `several`: more than one choice may come, so each chunk's index
     matters for knowing whether all of them ended."""
 
     def __init__(

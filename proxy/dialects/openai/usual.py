@@ -16,29 +16,34 @@ from proxy.dialects.openai.names import Renamer
 # The members that hold a token's text, as engines write JSON without spaces.
 _TEXTS: Final = (b'"content":"', b'"text":"', b'"reasoning_content":"', b'"reasoning":"')
 _END: Final = b"\n\n"
+QUOTE: Final = 34
+SHORT: Final = 32  # bytes of text
 
 
 class UsualEvent:
     """`before` and `after`: the bytes around the text; `ours` and `ours_after`: the same with the public name."""
 
-    __slots__ = ("_after", "_around", "_before", "_ours", "_ours_after", "_same")
+    __slots__ = ("_after", "_before", "_ours", "_ours_after", "_same")
 
     def __init__(self, before: bytes, after: bytes, renamer: Renamer) -> None:
         self._before = before
         self._after = after
-        self._around = len(before) + len(after)
         self._ours = renamer.apply(before)
         self._ours_after = renamer.apply(after)
         self._same = self._ours == before and self._ours_after == after
 
     def fits(self, data: bytes) -> bool:
         """Is it such an event, one and whole?"""
-        return (
-            data.startswith(self._before)
-            and data.endswith(self._after)
-            and len(data) >= self._around
-            and data.find(b'"', len(self._before), len(data) - len(self._after)) < 0
-        )
+        if not (data.startswith(self._before) and data.endswith(self._after)):
+            return False
+        at, end = len(self._before), len(data) - len(self._after)
+        if end - at > SHORT:
+            return data.find(b'"', at, end) < 0
+        while at < end:  # compiled, this takes less time than a call
+            if data[at] == QUOTE:
+                return False
+            at += 1
+        return at == end
 
     def renamed(self, data: bytes) -> bytes:
         """That event with the public name of the model."""

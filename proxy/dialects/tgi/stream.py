@@ -6,7 +6,7 @@ errors are events too. Stop strings and the output limit are kept here, so an an
 
 from __future__ import annotations
 
-from proxy.dialects.base import Usage
+from proxy.dialects.base import StreamDecoder, Usage
 from proxy.dialects.shared.openai_in import Child
 from proxy.dialects.shared.openai_out import ChoiceWriter, ClientStream, tool_call
 from proxy.dialects.tgi.job import Job, count, shown_text
@@ -30,8 +30,8 @@ def streams(job: Job) -> tuple[TokenStream, ...]:
     return tuple(TokenStream(job, child, client) for child in job.children)
 
 
-class TokenStream:
-    """A `StreamDecoder`."""
+class TokenStream(StreamDecoder):
+    """Of one call."""
 
     __slots__ = (
         "_client", "_filter", "_job", "_parser", "_pending", "_prompt", "_queue", "_texts", "_tokens", "_writer",
