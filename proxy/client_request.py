@@ -55,7 +55,7 @@ class ClientRequest:
 
     __slots__ = (
         "_body", "_carrier", "_chunked", "_continue", "_head", "_length", "_size", "_told", "_waiter", "_watch",
-        "complete", "gone", "head", "headers", "keep_alive", "loop", "names", "read", "resumed", "started",
+        "complete", "gone", "head", "headers", "keep_alive", "loop", "names", "read", "resumed", "started", "written",
     )  # fmt: skip
 
     def __init__(self, carrier: Carrier, head: Head) -> None:
@@ -68,6 +68,7 @@ class ClientRequest:
         self.started = False
         self.complete = False
         self.gone = False  # the client left
+        self.written = 0  # bytes of the answer's body, those included that went nowhere
         self.resumed: Callable[[], object] | None = None  # called when a client that was slow has caught up
         self._carrier = carrier
         self._body: list[bytes] = []
@@ -181,6 +182,7 @@ class ClientRequest:
     def write(self, body: bytes) -> bool:
         """Part of the body. Never waits. False: hold back what follows, as the client is `slow`. Raises `ValueError`
         for more than the head said."""
+        self.written += len(body)
         if self.gone:
             return True
         if self._chunked and self._head is None and body:  # nearly all of a stream
@@ -191,6 +193,7 @@ class ClientRequest:
 
     def end(self, body: bytes = b"") -> None:
         """The last of the body. Raises `ValueError` for less or more than the head said."""
+        self.written += len(body)
         if self.gone:
             return
         self._put(body, last=True)

@@ -8,7 +8,6 @@ dialects nor clients.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
 from proxy.connection import Connection, Receiver, TransportError
@@ -19,6 +18,15 @@ HOLD: Final = 256 * 1024
 
 class TooLong(Exception):
     """A body that must be held whole is longer than the limit."""
+
+
+class Consumer:
+    """Whom `pump` hands each piece to. (A class and no function: see `connection.Receiver`.)"""
+
+    __slots__ = ()
+
+    def take(self, data: bytes) -> None:
+        """A piece, inside the read callback: must not block. Whatever it raises ends the call."""
 
 
 class Exchange(Receiver):
@@ -34,7 +42,7 @@ class Exchange(Receiver):
         self._ended = False
         self._failure: TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._consumer: Callable[[bytes], None] | None = None
+        self._consumer: Consumer | None = None
         self._crash: BaseException | None = None
 
     def send(self, request: bytes, connection: Connection) -> None:
@@ -54,7 +62,7 @@ class Exchange(Receiver):
     def on_data(self, data: bytes) -> None:
         if self._consumer is not None:
             try:
-                self._consumer(data)
+                self._consumer.take(data)
             except BaseException as exc:  # noqa: BLE001 - kept, not swallowed: `pump` raises it
                 self._crash = exc
                 self.finish()
@@ -107,7 +115,7 @@ class Exchange(Receiver):
                 raise TooLong
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def pump(self, consumer: Callable[[bytes], None]) -> None:
+    async def pump(self, consumer: Consumer) -> None:
         """Hand every further piece to `consumer` inside the read callback, until the body ends or `finish`.
         Raises `TransportError`. Between two pieces the consumer may `pause` and `resume`."""
         held = await self.next() if self._pieces else b""
@@ -115,7 +123,7 @@ class Exchange(Receiver):
         try:
             self.resume()  # before the consumer is called: it may pause
             if held:
-                consumer(held)
+                consumer.take(held)
             while not self._ended:
                 if self._failure is not None:
                     raise self._failure

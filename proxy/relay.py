@@ -19,7 +19,7 @@ from proxy.connection import TransportError
 from proxy.dialects.base import Endpoint
 from proxy.errors import ApiError, error
 from proxy.events import CONTENT_TYPE, DONE, KEEP_ALIVE, comment, error_events
-from proxy.exchange import Exchange
+from proxy.exchange import Consumer, Exchange
 from proxy.headers import RawHeaders
 from proxy.sweep import Sweep
 from proxy.wire import dump_error
@@ -39,7 +39,8 @@ class Client:
         self.exchanges: tuple[Exchange, ...] = ()  # paused while the client is slow
         self.loop = request.loop
         self._ending = False
-        self.quiet = 0  # looks of the pulse since something was written
+        self._quiet = 0  # looks of the pulse since something was written
+        self._written = 0  # bytes until the last of them
 
     async def respond(self, status: int, content_type: str, body: bytes, headers: RawHeaders) -> None:
         """A whole response; waits while the client is slow."""
@@ -71,10 +72,8 @@ class Client:
     def write(self, data: bytes) -> None:
         """Part of a stream. Never waits: while the client is slow the exchanges are paused, so at most what was read
         already is held for it."""
-        self.quiet = 0
-        self.call.bytes_out += len(data)
         if not self.request.write(data):
-            self._hold()
+            self.hold()
 
     def answer(self, data: bytes) -> None:
         """`write` of what an engine said."""
@@ -88,6 +87,7 @@ class Client:
         if self.request.slow:
             await self.request.drained()
         self.request.end()
+        self.call.bytes_out = self.request.written
 
     def cut_short(self) -> bool:
         """Is all said, but to a client that reads too slowly? Then there is no more waiting for it."""
@@ -105,10 +105,12 @@ class Client:
     def beat(self) -> None:
         """A look of the pulse: a comment for a stream whose engine is silent. No piece moves a timer for that, or asks
         for the time."""
-        self.quiet += 1
-        if self.quiet <= LOOKS:  # the first of them may have come right behind a piece
+        if self._written != self.request.written:
+            self._written, self._quiet = self.request.written, 0
+        self._quiet += 1
+        if self._quiet <= LOOKS:  # the first of them may have come right behind a piece
             return
-        self.quiet = 0
+        self._quiet = 0
         if self.open:
             if not self.call.started:
                 self.head(CONTENT_TYPE, [])
@@ -117,10 +119,12 @@ class Client:
 
     def close(self) -> None:
         """Nothing more will be written."""
+        self.call.bytes_out = self.request.written
         self.exchanges = ()
         self.request.resumed = None
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """Don't read from the engines until the client has caught up."""
         self.request.resumed = self._release
         for exchange in self.exchanges:
             exchange.pause()
@@ -231,7 +235,7 @@ async def _pump(client: Client, opened: Opened, source: Source) -> None:
         pieces.write(b"")
         if source.failed is not None:
             raise source.failed
-        await source.exchange.pump(pieces.take)
+        await source.exchange.pump(pieces)
         if not decoder.done:
             pieces.write(decoder.flush())
     except TransportError as exc:
@@ -241,30 +245,46 @@ async def _pump(client: Client, opened: Opened, source: Source) -> None:
         pieces.close()
 
 
-class Pieces:
-    """From one engine stream's reads to the client's. (As a closure it would be a circle where this is compiled.)"""
+class Pieces(Consumer):
+    """From one engine stream's reads to the client."""
 
     def __init__(self, client: Client, source: Source) -> None:
         self._client = client
         self._exchange = source.exchange
         self._decoder = source.decoder
         self._decoded = source.decoded
+        self._request = client.request
+        self._alone = len(client.exchanges) == 1  # no other stream's pieces come between
+        self._begun = False
         self._linger: asyncio.TimerHandle | None = None
 
     def take(self, data: bytes) -> None:
         """What was read: decode and write it."""
-        self.write(self._decoder.feed(data))
+        out = self._decoder.feed(data)
+        if not self._begun:
+            self.write(out)
+            return
+        if out and not self._request.write(out):
+            self._client.hold()
+        if self._decoder.done:
+            self._over()
 
     def write(self, out: bytes) -> None:
-        """What was decoded, behind what was before. At the end marker the engine has a moment to end its answer."""
+        """What was decoded, behind what was before."""
         if self._decoded:  # the beginning, or another stream's piece that came before this one
             out = b"".join([*self._decoded, out])
             self._decoded.clear()
         if out:
             self._client.answer(out)
+            self._begun = self._alone
+        if self._decoder.done:
+            self._over()
+
+    def _over(self) -> None:
+        """At the end marker the engine has a moment to end its answer."""
         if self._decoder.cut:
             self._exchange.finish()
-        elif self._decoder.done and self._linger is None:
+        elif self._linger is None:
             self._linger = self._client.loop.call_later(LINGER, self._exchange.finish)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,7 +152,8 @@ async def test_what_was_held_already_counts_too() -> None:
     one.exchanges = (exchange,)
     one.head("text/plain", [])
     one.write(b"1")
-    pumping = asyncio.create_task(exchange.pump(one.write))
+    consumer: Any = SimpleNamespace(take=one.write)
+    pumping = asyncio.create_task(exchange.pump(consumer))
     await asyncio.sleep(0)
     assert not tap.open
     exchange.on_data(b"y")
