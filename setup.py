@@ -2,7 +2,7 @@
 saves). Without it, as in a checkout, the same files run as they are. Everything else is in pyproject.toml.
 
 What is translated stands in HOT and nowhere else: modules that run for each request or chunk. Not those whose classes
-are subclassed elsewhere (`breaker`) or are msgspec's (`glance`).
+are subclassed elsewhere (`breaker`) or are msgspec's (`glance_types`).
 """
 
 import os
@@ -25,6 +25,7 @@ HOT = (
     "proxy/exchange.py",
     "proxy/forward.py",
     "proxy/framing.py",
+    "proxy/glance.py",
     "proxy/headers.py",
     "proxy/line.py",
     "proxy/metrics.py",

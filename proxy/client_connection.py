@@ -237,7 +237,7 @@ class ClientConnection(Carrier):
 
     def _start(self, request: ClientRequest) -> None:
         self._request = request
-        task = self.loop.create_task(self._run(request))
+        task = request.task = self.loop.create_task(self._run(request))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
 
@@ -250,6 +250,7 @@ class ClientConnection(Carrier):
         try:
             await self._app(scope, request.receive, request.send)
         finally:
+            request.task = None  # which refers back to it
             if not request.complete:  # broken off, or a bug: its client sees that by the missing end
                 self._transport.close()
 

@@ -55,7 +55,8 @@ class ClientRequest:
 
     __slots__ = (
         "_body", "_carrier", "_chunked", "_continue", "_head", "_length", "_size", "_told", "_waiter", "_watch",
-        "complete", "gone", "head", "headers", "keep_alive", "loop", "names", "read", "resumed", "started", "written",
+        "complete", "gone", "head", "headers", "keep_alive", "loop", "names", "read", "resumed", "started", "task",
+        "written",
     )  # fmt: skip
 
     def __init__(self, carrier: Carrier, head: Head) -> None:
@@ -68,6 +69,7 @@ class ClientRequest:
         self.started = False
         self.complete = False
         self.gone = False  # the client left
+        self.task: asyncio.Task[None] | None = None  # the application's for it; None before and after
         self.written = 0  # bytes of the answer's body, those included that went nowhere
         self.resumed: Callable[[], object] | None = None  # called when a client that was slow has caught up
         self._carrier = carrier

@@ -10,7 +10,7 @@ Not here: what a frame says (no JSON), and writing frames.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 DEFAULT_LIMIT: Final = 16 * 1024 * 1024
@@ -27,14 +27,19 @@ class FrameTooLong(ValueError):
     """One frame exceeds the limit: the peer is broken or hostile, and the body can't be read on."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class Event:
     """One server-sent event. `data` is None where it had no data line; `fields` are those that the standard does
     not know, such as the `error:` of old llama.cpp servers. Bytes that are no UTF-8 became U+FFFD."""
 
     event: str | None
     data: str | None
-    fields: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str]
+
+    def __init__(self, event: str | None, data: str | None, fields: dict[str, str] | None = None) -> None:
+        self.event = event
+        self.data = data
+        self.fields = fields if fields is not None else {}
 
 
 class SseParser:

@@ -147,9 +147,9 @@ async def relay(
     for.
 
     It always returns normally; how it went stands in `client.call`."""
-    task = asyncio.current_task(client.loop)
-    assert task is not None
     request = client.request
+    task = request.task
+    assert task is not None
     request.watch(task.cancel)
     if pulse is not None:
         pulse.add(client.beat, client.loop)

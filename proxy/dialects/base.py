@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Protocol
 
 from proxy.errors import ApiError
 from proxy.forms import Form
-from proxy.glance import Glance
+from proxy.glance_types import Glance
 from proxy.wire import Members, members
 
 EngineKind = Literal["transformers", "vllm", "sglang", "tgi", "ollama", "llamacpp", "infinity", "tei", "openai"]

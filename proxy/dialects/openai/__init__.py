@@ -22,7 +22,7 @@ from proxy.dialects.shared.openai_in import Child
 from proxy.dialects.shared.tgi_errors import decode_tgi_error, decode_tgi_event
 from proxy.errors import ApiError, error
 from proxy.framing import SseParser
-from proxy.glance import ABSENT, Glance
+from proxy.glance_types import ABSENT, Glance
 from proxy.wire import InvalidJson, JsonObject, Members, Raw, bad_json, dump, load, load_object
 
 _TEXT: Final = frozenset(("chat", "completions"))

@@ -15,7 +15,7 @@ from typing import Final
 from proxy.dialects.base import Target
 from proxy.dialects.shared.images import CONTROL, HTTP, data_url, inline_url
 from proxy.errors import ApiError, error
-from proxy.glance import ABSENT, Message
+from proxy.glance_types import ABSENT, Message
 from proxy.wire import InvalidJson, JsonObject, Members, Raw, items
 
 # member -> must its `data:` URL be an image?

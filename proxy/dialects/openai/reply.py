@@ -14,7 +14,7 @@ from proxy.dialects.base import Endpoint, ReasoningField, Reply, Target, Usage
 from proxy.dialects.openai.names import Renamer
 from proxy.dialects.shared.errors import error_in_200
 from proxy.errors import ApiError, error
-from proxy.glance import ABSENT, Counted, Told
+from proxy.glance_types import ABSENT, Counted, Told
 from proxy.wire import InvalidJson, JsonObject, Raw, dump, load, load_object, members
 
 SMALL: Final = 64 * 1024
