@@ -107,11 +107,11 @@ def _request(origin: Origin, path: str, key: str | None, body: bytes | None) -> 
 def _why(exc: TransportError) -> str:
     if not isinstance(exc, ConnectFailed):
         return "it closed the connection or does not answer in HTTP"
-    cause = exc.__cause__
-    if isinstance(cause, ssl.SSLError):
+    reason = exc.reason
+    if isinstance(reason, ssl.SSLError):
         return "TLS failed: check http:// or https:// in base_url, and its certificate"
-    if isinstance(cause, socket.gaierror):
+    if isinstance(reason, socket.gaierror):
         return "host name not found"
-    if isinstance(cause, ConnectionRefusedError):
+    if isinstance(reason, ConnectionRefusedError):
         return "connection refused"
-    return (cause is not None and shortage(cause)) or "can't connect"
+    return (reason is not None and shortage(reason)) or "can't connect"

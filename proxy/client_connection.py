@@ -237,9 +237,8 @@ class ClientConnection(Carrier):
 
     def _start(self, request: ClientRequest) -> None:
         self._request = request
-        task = request.task = self.loop.create_task(self._run(request))
-        self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
+        request.task = self.loop.create_task(self._run(request))
+        self._state.tasks.add(request.task)
 
     async def _run(self, request: ClientRequest) -> None:
         head = request.head
@@ -250,7 +249,9 @@ class ClientConnection(Carrier):
         try:
             await self._app(scope, request.receive, request.send)
         finally:
-            request.task = None  # which refers back to it
+            task, request.task = request.task, None  # which refers back to it
+            if task is not None:
+                self._state.tasks.discard(task)
             if not request.complete:  # broken off, or a bug: its client sees that by the missing end
                 self._transport.close()
 

@@ -25,10 +25,11 @@ class TransportError(Exception):
 
 
 class ConnectFailed(TransportError):
-    """No connection: nothing was sent."""
+    """No connection: nothing was sent. `reason`: the system's, where it told one."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, reason: OSError | None = None) -> None:
         super().__init__(message, reached=False)
+        self.reason = reason
 
 
 class ConnectionLost(TransportError):

@@ -91,9 +91,9 @@ class Connections(Owner):
         except TimeoutError:
             raise ConnectFailed(f"no connection to {where} within {self._limits.connect:g} s") from None
         except ssl.SSLError as tls:
-            raise ConnectFailed(f"TLS with {where} failed: {tls.reason or tls}") from tls
+            raise ConnectFailed(f"TLS with {where} failed: {tls.reason or tls}", tls) from None
         except OSError as exc:
-            raise ConnectFailed(f"{where}: {_plain(exc)}") from exc
+            raise ConnectFailed(f"{where}: {_plain(exc)}", exc) from None
         finally:
             self._opening -= 1
         return connection

@@ -19,6 +19,7 @@ CHUNK = {
 EVENT = b"data: " + json.dumps(CHUNK, separators=(",", ":")).encode() + b"\n\n"
 
 
+@pytest.mark.interpreted
 async def test_in_the_middle_of_a_stream(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     feed = PassThroughDecoder.feed
     fed: list[bytes] = []
